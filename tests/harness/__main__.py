@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``./dev vm``: one command in a throw-away VM."""
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+
+from dmsoft.errors import DmsoftError
+from dmsoft.units import parse_size
+from tests.harness import kernels, vm
+from tests.harness.errors import HarnessError
+
+
+def main(argv: list[str]) -> int:
+    """Exit status: COMMAND's, or 122 kernel panic, 123 reset, 124 timeout, 125 no VM, 128 + N ended by signal N."""
+    arguments = _parser().parse_args(argv)
+    command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    env = {name: value for name, value in os.environ.items() if name == "CI" or name.startswith("DMSOFT_")}
+    options = vm.Options(
+        tuple(arguments.disks),
+        arguments.kernel,
+        arguments.memory,
+        arguments.cpus,
+        arguments.timeout,
+        arguments.accel,
+        env,
+    )
+    try:
+        result = vm.stream(command, options, _writer(1), _writer(2))
+    except HarnessError as error:
+        print(f"dev vm: {error}", file=sys.stderr)
+        return vm.Outcome.FAILED.value
+    if result.outcome is not vm.Outcome.EXITED:
+        print(f"dev vm: {result.message}", file=sys.stderr)
+    return result.status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dev vm", description=__doc__, epilog=main.__doc__)
+    add = parser.add_argument
+    add("--kernel", default=kernels.DEFAULT, help="version to boot (default %(default)s)")
+    add("--disk", dest="disks", action="append", default=[], type=_empty_disk, metavar="SIZE:SERIAL")
+    add("--disk-file", dest="disks", action="append", type=_file_disk, metavar="PATH:SERIAL")
+    add("--memory", type=int, default=1024, metavar="MIB")
+    add("--cpus", type=int, default=1, metavar="N")
+    add("--timeout", type=float, default=600, metavar="S", help="for boot and command together (default %(default)s)")
+    add("--accel", choices=("kvm", "tcg"), help="default: what a trial boot proved")
+    add("command", nargs=argparse.REMAINDER, metavar="-- COMMAND...")
+    return parser
+
+
+def _empty_disk(text: str) -> vm.Disk:
+    size, _, serial = text.rpartition(":")
+    try:
+        return vm.Disk(serial, size=int(parse_size(size)))
+    except DmsoftError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _file_disk(text: str) -> vm.Disk:
+    path, _, serial = text.rpartition(":")
+    return vm.Disk(serial, path=Path(path))
+
+
+def _writer(descriptor: int) -> vm.Sink:
+    def write(data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    return write
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    # As an exception a signal unwinds through the clean-up: no VM and no temporary disk is left behind.
+    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGHUP, _end)
+    signal.signal(signal.SIGINT, _end)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The QEMU command line of one throw-away VM."""
+
+import base64
+import json
+import shlex
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.harness.initramfs import MOUNT_TAG
+from tests.harness.kernels import Kernel
+
+PROGRAM = "qemu-system-x86_64"
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Image:
+    """A raw image file behind one virtio disk, found in the guest at ``/dev/disk/by-id/virtio-SERIAL``."""
+
+    path: Path
+    serial: str
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What the VM is made of; ``memory`` in MiB, ``accel`` is ``kvm`` or ``tcg``."""
+
+    kernel: Kernel
+    initramfs: Path
+    images: tuple[Image, ...]
+    memory: int
+    cpus: int
+    accel: str
+    console: Path
+
+
+def arguments(hardware: Hardware, ports: dict[str, int]) -> list[str]:
+    """Argument list for QEMU; ``ports`` maps each virtio-serial port to an inherited, connected socket descriptor."""
+    # PDEATHSIG: a VM never outlives the runner, however that ends.
+    argv = ["setpriv", "--pdeathsig", "KILL", PROGRAM, "-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-no-reboot", "-machine", "q35", *_processor(hardware), "-m", f"{hardware.memory}M"]
+    argv += ["-kernel", str(hardware.kernel.image), "-initrd", str(hardware.initramfs)]
+    argv += ["-append", " ".join(_kernel_command_line(hardware))]
+    argv += ["-chardev", f"file,id=console,path={_escape(str(hardware.console))}", "-serial", "chardev:console"]
+    argv += ["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"]
+    argv += ["-device", f"virtio-9p-pci,fsdev=root,mount_tag={MOUNT_TAG}", "-device", "virtio-serial-pci"]
+    for name, descriptor in ports.items():
+        argv += ["-chardev", f"socket,id={name},fd={descriptor}"]
+        argv += ["-device", f"virtserialport,name=dmsoft.{name},chardev={name}"]
+    for number, image in enumerate(hardware.images):
+        argv += ["-blockdev", json.dumps(_blockdev(image, f"disk{number}"))]
+        argv += ["-device", f"virtio-blk-pci,drive=disk{number},serial={image.serial}"]
+    return argv
+
+
+def _processor(hardware: Hardware) -> list[str]:
+    if hardware.accel == "kvm":
+        return ["-accel", "kvm", "-cpu", "host", "-smp", str(hardware.cpus)]
+    return ["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", str(hardware.cpus)]
+
+
+def _kernel_command_line(hardware: Hardware) -> list[str]:
+    virtme_init = Path(sysconfig.get_path("purelib")) / "virtme/guest/bin/virtme-ng-init"
+    agent = shlex.join(["/usr/bin/python3", "-I", "-S", str(CHECKOUT / "tests/harness/guest.py")])
+    words = [
+        f"init={virtme_init}",
+        "virtme_root_mods=1",
+        "virtme_root_user=1",
+        "virtme_hostname=dmsoft-vm",
+        "virtme_console=ttyS0",
+        f"virtme.exec=`{base64.b64encode(agent.encode()).decode()}`",
+        "console=ttyS0",
+        # Warnings and worse reach the console log, which is all that is left of a guest that died.
+        "loglevel=5",
+        # A panic must end the VM, and an oops is one: with -no-reboot the reset it asks for stops QEMU.
+        "panic=-1",
+        "oops=panic",
+        "sysctl.kernel.hung_task_timeout_secs=60",
+        "mitigations=off",
+    ]
+    modules = hardware.kernel.modules
+    if modules.parent != Path("/usr/lib/modules"):
+        words.append(f"dmsoft.modules={modules}")
+    return words
+
+
+def _blockdev(image: Image, node: str) -> dict[str, object]:
+    """Host page cache with flushes honoured (QEMU's writeback), and discards passed through to the sparse file."""
+    file = {"driver": "file", "filename": str(image.path), "aio": "threads", "discard": "unmap"}
+    return {"driver": "raw", "node-name": node, "discard": "unmap", "file": file}
+
+
+def _escape(value: str) -> str:
+    """QEMU's option lists are split at commas; a doubled one is literal."""
+    return value.replace(",", ",,")
