@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Facts about block devices as the kernel states them in sysfs.
+
+Sizes are bytes. Names are the kernel's (``sda1``, ``dm-0``), unless a field says otherwise. The layout read here is
+the kernel's Documentation/ABI/stable/sysfs-block; ``size`` is in 512-byte sectors whatever the device.
+"""
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from dmsoft.errors import DeviceError, NotFoundError, RefusedError
+from dmsoft.units import SECTOR
+
+Kind = Literal["disk", "partition", "dm", "md", "loop", "cdrom", "ram", "zram", "floppy"]
+
+# Documentation/admin-guide/devices.txt; SCSI type 5 (a CD or DVD drive) is told by its major too.
+_MAJORS: Final[dict[int, Kind]] = {1: "ram", 2: "floppy", 7: "loop", 11: "cdrom"}
+
+
+class NotBlockError(RefusedError):
+    """A path that was given as a device names something else."""
+
+    code = "not-block"
+
+
+@dataclass(frozen=True, slots=True)
+class BlockDevice:
+    """One block device at one moment. ``number`` (major, minor) and ``sequence`` together name it for its lifetime.
+
+    ``parent`` is the disk of a partition; ``partitions``, ``holders`` (devices built on this one) and ``slaves``
+    (devices this one is built on) are kernel names. ``sequence`` counts disks since boot, so that a disk that took
+    the number of another is told apart; kernels before 5.15 have none.
+    """
+
+    name: str
+    path: str
+    major: int
+    minor: int
+    size_bytes: int
+    kind: Kind
+    read_only: bool = False
+    removable: bool = False
+    rotational: bool = False
+    logical_block_bytes: int = SECTOR
+    physical_block_bytes: int = SECTOR
+    model: str | None = None
+    serial: str | None = None
+    wwid: str | None = None
+    bus: str | None = None
+    parent: str | None = None
+    partitions: tuple[str, ...] = ()
+    holders: tuple[str, ...] = ()
+    slaves: tuple[str, ...] = ()
+    dm_name: str | None = None
+    dm_uuid: str | None = None
+    backing_file: str | None = None
+    sequence: int | None = None
+
+    @property
+    def number(self) -> tuple[int, int]:
+        return self.major, self.minor
+
+    @property
+    def title(self) -> str:
+        """The name a person knows the device by: the device-mapper name where there is one."""
+        return self.dm_name or self.name
+
+
+class Sysfs:
+    """The block devices under one sysfs; ``root`` is another directory in tests."""
+
+    def __init__(self, root: Path = Path("/sys")) -> None:
+        self.root = root
+
+    def names(self) -> list[str]:
+        """Kernel names of every block device that has a number; raises `DeviceError` when sysfs is not there."""
+        try:
+            found = os.listdir(self.root / "class/block")
+        except OSError as err:
+            raise DeviceError(
+                f"The list of block devices cannot be read: {err}.", hint="Mount sysfs at /sys."
+            ) from err
+        return sorted((name for name in found if (self._directory(name) / "dev").exists()), key=_natural)
+
+    def device(self, name: str) -> BlockDevice:
+        """The device of that kernel name; raises `NotFoundError`, or `DeviceError` when it cannot be described."""
+        directory = self._directory(name)
+        try:
+            real = directory.resolve(strict=True)
+            return _describe(name, real)
+        except FileNotFoundError as err:
+            raise NotFoundError(f"There is no block device named {name}.", hint=_LIST_HINT) from err
+        except (OSError, ValueError) as err:
+            raise DeviceError(f"The kernel's description of {name} cannot be read: {err}.") from err
+
+    def by_number(self, major: int, minor: int) -> BlockDevice:
+        """The device of that number; raises like `device`."""
+        link = self.root / "dev/block" / f"{major}:{minor}"
+        try:
+            name = os.path.basename(os.readlink(link))
+        except OSError as err:
+            raise NotFoundError(f"The kernel has no block device {major}:{minor}.", hint=_LIST_HINT) from err
+        return self.device(name)
+
+    def devices(self) -> list[BlockDevice]:
+        """Every block device; one that disappears while the list is made is left out."""
+        found = []
+        for name in self.names():
+            try:
+                found.append(self.device(name))
+            except NotFoundError:
+                continue
+        return found
+
+    def _directory(self, name: str) -> Path:
+        if not name or name in {".", ".."} or "/" in name:
+            raise NotFoundError(f"'{name}' is not the name of a block device.", hint=_LIST_HINT)
+        return self.root / "class/block" / name
+
+
+_LIST_HINT: Final = "See `dmsoft devices` for what this machine has."
+HOST: Final = Sysfs()
+
+
+def block_device(path: str | os.PathLike[str], sysfs: Sysfs = HOST) -> BlockDevice:
+    """The device that ``path`` (any node or symlink to one) names.
+
+    Raises `NotFoundError` when nothing is there, `NotBlockError` when it is something else, `DeviceError` when it
+    cannot be examined.
+    """
+    shown = os.fspath(path)
+    try:
+        status = os.stat(shown)
+    except (FileNotFoundError, NotADirectoryError) as err:
+        raise NotFoundError(f"{shown} does not exist.", hint=_LIST_HINT) from err
+    except (OSError, ValueError) as err:
+        raise DeviceError(f"{shown!r} cannot be examined: {err}.") from err
+    if not stat.S_ISBLK(status.st_mode):
+        raise NotBlockError(f"{shown} is {_what(status.st_mode)}, not a block device.", hint=_LIST_HINT)
+    return sysfs.by_number(os.major(status.st_rdev), os.minor(status.st_rdev))
+
+
+def all_devices(sysfs: Sysfs = HOST) -> list[BlockDevice]:
+    """Every block device of this machine, in natural order of name."""
+    return sysfs.devices()
+
+
+def _what(mode: int) -> str:
+    if stat.S_ISREG(mode):
+        return "a regular file"
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return "a character device" if stat.S_ISCHR(mode) else "a special file"
+
+
+def _describe(name: str, directory: Path) -> BlockDevice:
+    """Read one device's directory; FileNotFoundError when the device went away, ValueError on nonsense."""
+    major, minor = (int(part) for part in _required(directory / "dev").split(":"))
+    is_partition = (directory / "partition").exists()
+    # A partition has no queue and no drive of its own: those of its disk hold for it.
+    disk = directory.parent if is_partition else directory
+    return BlockDevice(
+        name=name,
+        path="/dev/" + name.replace("!", "/"),
+        major=major,
+        minor=minor,
+        size_bytes=int(_required(directory / "size")) * SECTOR,
+        kind=_kind(major, directory, is_partition),
+        read_only=_required(directory / "ro") != "0",
+        removable=_flag(disk / "removable"),
+        rotational=_flag(disk / "queue/rotational"),
+        logical_block_bytes=int(_text(disk / "queue/logical_block_size") or SECTOR),
+        physical_block_bytes=int(_text(disk / "queue/physical_block_size") or SECTOR),
+        model=_text(disk / "device/model"),
+        serial=_text(disk / "device/serial") or _text(disk / "serial"),
+        wwid=_text(disk / "device/wwid") or _text(disk / "wwid"),
+        bus=_bus(disk),
+        parent=disk.name if is_partition else None,
+        partitions=() if is_partition else _partitions(directory),
+        holders=_listing(directory / "holders"),
+        slaves=_listing(directory / "slaves"),
+        dm_name=_text(directory / "dm/name"),
+        dm_uuid=_text(directory / "dm/uuid"),
+        backing_file=_text(directory / "loop/backing_file"),
+        sequence=_sequence(disk),
+    )
+
+
+def _kind(major: int, directory: Path, is_partition: bool) -> Kind:
+    if is_partition:
+        return "partition"
+    if (directory / "dm").is_dir():
+        return "dm"
+    if (directory / "md").is_dir():
+        return "md"
+    if directory.name.startswith("zram"):
+        return "zram"
+    return _MAJORS.get(major, "disk")
+
+
+def _bus(disk: Path) -> str | None:
+    """How the disk is attached, from the chain of devices its sysfs path names; None for virtual devices."""
+    parts = disk.parts
+    if "virtual" in parts:
+        return None
+    for bus in ("usb", "nvme", "virtio", "mmc", "ata", "firewire"):
+        if any(part.rstrip("0123456789") == bus or part.startswith(f"{bus}_host") for part in parts[:-1]):
+            return bus
+    return None
+
+
+def _partitions(directory: Path) -> tuple[str, ...]:
+    names = (entry.name for entry in directory.iterdir() if entry.is_dir() and (entry / "partition").exists())
+    return tuple(sorted(names, key=_natural))
+
+
+def _listing(directory: Path) -> tuple[str, ...]:
+    try:
+        return tuple(sorted(os.listdir(directory), key=_natural))
+    except FileNotFoundError:
+        # Partitions have no slaves directory. A missing holders directory means the device itself went away.
+        if directory.name == "holders":
+            raise
+        return ()
+
+
+def _required(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace").strip()
+
+
+def _text(path: Path) -> str | None:
+    """The contents of an attribute that not every device has; None when it is missing, empty or fails to read.
+
+    Some drivers answer an attribute with EIO or ENXIO (a drive that was unplugged); none of those read this way
+    decides whether a device is in use.
+    """
+    try:
+        return " ".join(path.read_text(encoding="utf-8", errors="replace").split("\0")[0].split()) or None
+    except OSError:
+        return None
+
+
+def _flag(path: Path) -> bool:
+    return (_text(path) or "0") != "0"
+
+
+def _sequence(disk: Path) -> int | None:
+    text = _text(disk / "diskseq")
+    return int(text) if text else None
+
+
+def _natural(name: str) -> tuple[str, int, str]:
+    """Sort key that puts sda2 before sda10."""
+    stem = name.rstrip("0123456789")
+    return stem, int(name[len(stem) :] or -1), name

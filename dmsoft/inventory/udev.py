@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What udev knows of a block device: its properties and links. Works, knowing less, when udevd is not running.
+
+Links under /dev are read from the file system: they are what udev left there and what the user can see. The
+database is asked for properties, and for links that another device with the same name has taken over.
+"""
+
+import logging
+import os
+import stat
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from dmsoft.inventory.sysfs import BlockDevice
+
+log = logging.getLogger(__name__)
+
+_CONTROL: Final = Path("/run/udev/control")
+_BY_ID: Final = Path("/dev/disk/by-id")
+_INITIALIZED_SECONDS: Final = 5.0
+
+
+class Udev:
+    """The udev database and the links of /dev. Every answer is empty when there is none to be had."""
+
+    def __init__(self, by_id: Path = _BY_ID, control: Path = _CONTROL) -> None:
+        self._by_id = by_id
+        self._control = control
+
+    @property
+    def running(self) -> bool:
+        """Whether udevd answers: without it names may be missing, and no property is fresh."""
+        return self._control.exists()
+
+    def properties(self, device: BlockDevice) -> dict[str, str]:
+        try:
+            from pyudev import Context, DeviceNotFoundError, Devices
+        except ImportError as err:  # libudev itself is missing
+            log.debug("udev is not asked: %s", err)
+            return {}
+        try:
+            found = Devices.from_device_number(Context(), "block", os.makedev(*device.number))
+            return {str(key): str(value) for key, value in found.properties.items()}
+        except (DeviceNotFoundError, OSError, ValueError) as err:
+            log.debug("udev does not know %s: %s", device.name, err)
+            return {}
+
+    def initialized(self, device: BlockDevice) -> bool:
+        """Whether udev has finished with the device, so that its links are all there."""
+        return "USEC_INITIALIZED" in self.properties(device)
+
+    def wait(self, device: BlockDevice, seconds: float = _INITIALIZED_SECONDS) -> bool:
+        """Wait until udev has finished with a device that was just plugged in; at once when udevd is not running."""
+        deadline = time.monotonic() + seconds
+        while self.running and not self.initialized(device):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    def by_id(self, device: BlockDevice) -> list[str]:
+        """Names under /dev/disk/by-id that are ``device``'s, sorted."""
+        prefix = f"{_BY_ID}/"
+        claimed = {
+            link.removeprefix(prefix)
+            for link in self.properties(device).get("DEVLINKS", "").split()
+            if link.startswith(prefix)
+        }
+        return sorted(claimed | {name for name, number in self._links() if number == device.number})
+
+    def _links(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        try:
+            entries = sorted(self._by_id.iterdir())
+        except OSError:
+            return
+        for entry in entries:
+            try:
+                status = entry.stat()
+            except OSError:
+                continue
+            if stat.S_ISBLK(status.st_mode):
+                yield entry.name, (os.major(status.st_rdev), os.minor(status.st_rdev))
+
+
+HOST: Final = Udev()

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether several arguments are several devices: a mirror of a disk with itself would protect nothing."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import Final
+
+from dmsoft.errors import DeviceError, NotFoundError
+from dmsoft.inventory.sysfs import HOST, BlockDevice, Sysfs, block_device
+from dmsoft.member.refusal import GateUnknownError, SameDeviceError
+
+# World-wide names that the drive itself carries. Others (t10) may be shared by the slots of a cheap enclosure.
+_UNIQUE_WWIDS: Final = ("naa.", "eui.", "nvme.", "uuid.")
+_HINT: Final = "Give each member a device of its own."
+
+
+def distinct(paths: Sequence[str], sysfs: Sysfs = HOST) -> list[BlockDevice]:
+    """The devices that ``paths`` name, in order, if no two are one device and none is part of another.
+
+    Raises `SameDeviceError`, also through other names, a partition and its disk, a device built on another, two
+    paths to one drive and two loop devices of one file; `GateUnknownError` when what a device stands on cannot be
+    told; and the errors of `block_device`.
+    """
+    devices = [block_device(path, sysfs) for path in paths]
+    named = list(zip(paths, devices, strict=True))
+    for (path, device), (other_path, other) in itertools.combinations(named, 2):
+        if (why := overlap(device, other, sysfs)) is not None:
+            raise SameDeviceError(f"{path} and {other_path} {why}.", hint=_HINT)
+    return devices
+
+
+def overlap(one: BlockDevice, two: BlockDevice, sysfs: Sysfs = HOST) -> str | None:
+    """None, or how two devices share storage, to follow "A and B". Raises `GateUnknownError`."""
+    if one.number == two.number:
+        return "are the same device"
+    if one.parent == two.name or two.parent == one.name:
+        return "overlap: one is a partition of the other"
+    if two.name in _foundations(one, sysfs) or one.name in _foundations(two, sysfs):
+        return "overlap: one is built on the other"
+    if _same_drive(one, two):
+        return "are two paths to the same drive"
+    if _same_file(one, two):
+        return "are loop devices of the same file"
+    return None
+
+
+def _foundations(device: BlockDevice, sysfs: Sysfs) -> set[str]:
+    """Kernel names of all that ``device`` stands on: slaves, backing devices, disks of partitions."""
+    found: set[str] = set()
+    todo = [device]
+    while todo:
+        current = todo.pop()
+        below = [*current.slaves, *((current.parent,) if current.parent else ())]
+        try:
+            under = [sysfs.device(name) for name in below if name not in found]
+            if current.backing_file and current.backing_file.startswith("/dev/"):
+                under.append(block_device(current.backing_file, sysfs))
+        except (DeviceError, NotFoundError) as err:
+            raise GateUnknownError(
+                f"What {device.path} stands on cannot be told: {err.message}",
+                hint="Try again, or use another device.",
+            ) from err
+        todo += [lower for lower in under if lower.name not in found]
+        found |= {lower.name for lower in under}
+    return found
+
+
+def _same_drive(one: BlockDevice, two: BlockDevice) -> bool:
+    whole = one.parent is None and two.parent is None
+    return whole and one.wwid is not None and one.wwid == two.wwid and one.wwid.startswith(_UNIQUE_WWIDS)
+
+
+def _same_file(one: BlockDevice, two: BlockDevice) -> bool:
+    if one.backing_file is None or two.backing_file is None:
+        return False
+    try:
+        return os.path.samefile(one.backing_file, two.backing_file)
+    except OSError:
+        return one.backing_file == two.backing_file

@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The one gate before any write to a device.
+
+A device passes when it is a block device that can be written, nothing but the mirror's own device-mapper devices
+holds it, nothing on it or around it is mounted or in use as swap, nothing foreign is on it, and it is the device
+that was recorded. A check that fails to give an answer has answered no. ``force`` overrides what is foreign on the
+device and nothing else.
+
+What was examined could have changed before the device was open, so everything is examined again afterwards, through
+the descriptor where that can be: from then on the exclusive claim keeps others away. Only where the mirror's own
+devices hold the disk there is no such claim; device-mapper's is in its place, and it keeps all but dm devices away.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Literal
+
+from dmsoft.errors import DeviceError, DmsoftError, RefusedError
+from dmsoft.inventory import signatures
+from dmsoft.inventory.signatures import Signature
+from dmsoft.inventory.sysfs import HOST, BlockDevice, Sysfs, block_device
+from dmsoft.inventory.udev import HOST as HOST_UDEV
+from dmsoft.inventory.udev import Udev
+from dmsoft.inventory.usage import Usage, Use
+from dmsoft.member import header
+from dmsoft.member.disk import ALIGNMENT, FdDisk, open_for_read
+from dmsoft.member.header import HEADER_BYTES, NoHeaderError, Scan
+from dmsoft.member.identity import identity_of, matches
+from dmsoft.member.payload import AnyPayload, Identity
+from dmsoft.member.refusal import (
+    GateHeldError,
+    GateIdentityError,
+    GateMemberError,
+    GateMountedError,
+    GateReadOnlyError,
+    GateSignatureError,
+    GateSwapError,
+    GateTooSmallError,
+    GateUnknownError,
+)
+from dmsoft.units import MIB, format_size
+
+log = logging.getLogger(__name__)
+
+Purpose = Literal["new", "member"]
+
+# include/uapi/linux/fs.h
+_BLKROGET: Final = 0x125E
+_BLKRRPART: Final = 0x125F
+_BLKGETSIZE64: Final = 0x80081272
+_BLKGETDISKSEQ: Final = 0x80081280
+
+# The prefix of the device-mapper uuids of one mirror: "DMSOFT-", its uuid, "-".
+_OWN_PREFIX_START: Final = "DMSOFT-"
+_OWN_PREFIX_LENGTH: Final = 40
+
+_IDENTITY_HINT: Final = "See `dmsoft devices` for where each member is now."
+
+_USE_ERRORS: Final[dict[str, tuple[type[RefusedError], str]]] = {
+    "mounted": (GateMountedError, "Unmount it first, if it is not needed."),
+    "swap": (GateSwapError, "Turn it off with swapoff, if it is not needed."),
+    "held": (GateHeldError, "Stop what holds it (see lsblk), if it is not needed."),
+}
+
+
+class GatedDevice(FdDisk):
+    """A device that passed the gate, open O_RDWR | O_DIRECT: a `dmsoft.member.disk.Disk`, good until it is closed.
+
+    ``exclusive``: the descriptor is the claim, so close it before a table that uses the device is loaded.
+    ``scan`` is the header region as it was at the gate, ``identity`` what to record, ``overridden`` what ``force``
+    passed over on a device that becomes a member: `clear` removes it.
+    """
+
+    def __init__(self, fd: int, path: str, device: BlockDevice, *, exclusive: bool) -> None:
+        super().__init__(fd)
+        self.fd = fd
+        self.path = path
+        self.device = device
+        self.exclusive = exclusive
+        self.scan: Scan | None = None
+        self.identity = Identity(size_bytes=device.size_bytes)
+        self.overridden: tuple[Signature, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    @property
+    def size_bytes(self) -> int:
+        return self.device.size_bytes
+
+    @property
+    def probe_path(self) -> str:
+        """A name for other programs that leads to what is open here, wherever the links in /dev lead by now."""
+        return f"/proc/{os.getpid()}/fd/{self.fd}"
+
+    def clear(self) -> None:
+        """Erase every signature that ``force`` passed over, and have the kernel forget the partitions it had read.
+
+        Raises `DeviceError` when something is still there afterwards.
+        """
+        if not self.overridden:
+            return
+        signatures.wipe(self.probe_path)
+        self.flush()
+        if left := signatures.signatures(self.probe_path):
+            raise DeviceError(f"{self.path} still has {left[0]} after it was erased.", hint="Erase it with wipefs.")
+        if self.device.partitions:
+            try:
+                fcntl.ioctl(self.fd, _BLKRRPART)
+            except OSError as err:
+                log.warning("%s: the kernel still lists the old partitions: %s", self.path, err)
+        self.overridden = ()
+
+
+@contextmanager
+def open_exclusive(
+    path: str,
+    *,
+    purpose: Purpose,
+    expect: Identity | None = None,
+    member_uuid: str | None = None,
+    own_uuid_prefix: str | None = None,
+    replaces: str | None = None,
+    minimum_bytes: int = 0,
+    force: bool = False,
+    sysfs: Sysfs = HOST,
+    udev: Udev = HOST_UDEV,
+) -> Iterator[GatedDevice]:
+    """Open ``path`` for writing if every check allows it; the device is closed on leaving.
+
+    ``purpose`` new: it becomes a member, so nothing may be on it, above all no dmsoft header but one of the mirror
+    ``replaces`` (a create that was cut short and is repeated). ``purpose`` member: it must have the identity
+    ``expect`` and a header with ``member_uuid``, at least one of which is given. ``own_uuid_prefix``: what the uuids
+    of this mirror's dm devices begin with; those may hold the device. Sizes are bytes.
+
+    Raises `NotFoundError`, `NotBlockError`, the errors of `dmsoft.member.refusal`, and for a member those of
+    `dmsoft.member.header.require`.
+    """
+    _check_arguments(purpose, expect, member_uuid, own_uuid_prefix)
+    device = block_device(path, sysfs)
+    with _doubt_is_no(path):
+        _check_use(path, device, own_uuid_prefix, sysfs)
+        _check_writable(path, device, minimum_bytes)
+        gated = _open(path, device, exclusive=not _own_holders(device, own_uuid_prefix, sysfs))
+    try:
+        with _doubt_is_no(path):
+            _check_same(gated)
+            again = sysfs.by_number(*device.number)
+            _check_use(path, again, own_uuid_prefix, sysfs)
+            if not gated.exclusive and not _own_holders(again, own_uuid_prefix, sysfs):
+                raise GateUnknownError(f"{path} was let go while it was examined.", hint="Try again.")
+            gated.identity = identity_of(again, udev)
+        if purpose == "new":
+            _check_new(gated, replaces, sysfs, force=force)
+        else:
+            _check_member(gated, expect, member_uuid, force=force)
+        yield gated
+    finally:
+        os.close(gated.fd)
+
+
+@contextmanager
+def open_readonly(path: str, sysfs: Sysfs = HOST) -> Iterator[FdDisk]:
+    """Open a block device for direct reads; it may be in use.
+
+    Raises `NotFoundError`, `NotBlockError`, `GateIdentityError` and `DeviceError`.
+    """
+    device = block_device(path, sysfs)
+    fd = open_for_read(path)
+    try:
+        _check_number(fd, path, device)
+        yield FdDisk(fd)
+    finally:
+        os.close(fd)
+
+
+def _check_arguments(
+    purpose: Purpose, expect: Identity | None, member_uuid: str | None, own_uuid_prefix: str | None
+) -> None:
+    """Guard against a caller that would disarm a check: an empty prefix would make every dm device ours."""
+    if purpose == "member" and expect is None and member_uuid is None:
+        raise ValueError("a member is checked against its identity or its uuid")
+    if own_uuid_prefix is not None and not (
+        own_uuid_prefix.startswith(_OWN_PREFIX_START)
+        and len(own_uuid_prefix) == _OWN_PREFIX_LENGTH
+        and own_uuid_prefix.endswith("-")
+    ):
+        raise ValueError(f"'{own_uuid_prefix}' is not the uuid prefix of one mirror")
+
+
+@contextmanager
+def _doubt_is_no(path: str) -> Iterator[None]:
+    """Turn whatever keeps a check from answering into a refusal."""
+    try:
+        yield
+    except RefusedError:
+        raise
+    except (DmsoftError, OSError, ValueError) as err:
+        said = err.message if isinstance(err, DmsoftError) else str(err)
+        raise GateUnknownError(
+            f"{path} cannot be checked, so it is not written: {said}", hint="Put right what keeps it from being read."
+        ) from err
+
+
+def _own_holders(device: BlockDevice, prefix: str | None, sysfs: Sysfs) -> list[str]:
+    return [name for name in device.holders if _is_own(sysfs.device(name), prefix)]
+
+
+def _is_own(holder: BlockDevice, prefix: str | None) -> bool:
+    return prefix is not None and (holder.dm_uuid or "").startswith(prefix)
+
+
+def _check_use(path: str, device: BlockDevice, prefix: str | None, sysfs: Sysfs) -> None:
+    """Refuse what is in use; our own devices may hold the device itself, never a part or the whole of it."""
+    uses: list[Use] = [
+        use
+        for use in Usage.read(sysfs).uses(device)
+        if not (use.device == device.name and use.holder is not None and _is_own(use.holder, prefix))
+    ]
+    # A mount says more to a person than the device in between that carries it.
+    for kind, (refusal, hint) in _USE_ERRORS.items():
+        reasons = [use.text for use in uses if use.kind == kind]
+        if reasons:
+            raise refusal(f"{path} is in use: {'; '.join(reasons)}.", hint=hint)
+
+
+def _check_writable(path: str, device: BlockDevice, minimum_bytes: int) -> None:
+    if device.kind == "cdrom" or device.read_only:
+        raise GateReadOnlyError(f"{path} is read-only.", hint="Use another disk, or see blockdev --setrw.")
+    if device.size_bytes < max(minimum_bytes, HEADER_BYTES):
+        raise GateTooSmallError(
+            f"{path} has {format_size(device.size_bytes)}, and {format_size(max(minimum_bytes, HEADER_BYTES))} "
+            f"({max(minimum_bytes, HEADER_BYTES)} bytes) are needed.",
+            hint="Use a larger device.",
+        )
+
+
+def _open(path: str, device: BlockDevice, *, exclusive: bool) -> GatedDevice:
+    flags = os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0)
+    try:
+        fd = os.open(path, flags)
+    except OSError as err:
+        if err.errno == errno.EBUSY:
+            raise GateHeldError(
+                f"{path} is in use by something that the kernel does not name.",
+                hint="It may be mounted in a container, or in use by ZFS, btrfs or DRBD.",
+            ) from err
+        if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise GateReadOnlyError(
+                f"{path} cannot be opened for writing: {err.strerror}.", hint="Use another disk, or see blockdev."
+            ) from err
+        raise
+    return GatedDevice(fd, path, device, exclusive=exclusive)
+
+
+def _check_number(fd: int, path: str, device: BlockDevice) -> None:
+    number = os.fstat(fd).st_rdev
+    if (os.major(number), os.minor(number)) != device.number:
+        raise GateIdentityError(f"{path} became another device while it was opened.", hint="Try again.")
+
+
+def _check_same(gated: GatedDevice) -> None:
+    """What is open is what was examined, and not a disk that was plugged in under its number since."""
+    device = gated.device
+    _check_number(gated.fd, gated.path, device)
+    sequence = _ioctl_u64(gated.fd, _BLKGETDISKSEQ) if device.sequence is not None else None
+    if sequence != device.sequence or _ioctl_u64(gated.fd, _BLKGETSIZE64) != device.size_bytes:
+        raise GateIdentityError(f"{gated.path} became another disk while it was opened.", hint="Try again.")
+    if struct.unpack("i", fcntl.ioctl(gated.fd, _BLKROGET, bytes(4)))[0]:
+        raise GateReadOnlyError(f"{gated.path} is read-only.", hint="Use another disk, or see blockdev --setrw.")
+
+
+def _ioctl_u64(fd: int, request: int) -> int:
+    value: int = struct.unpack("Q", fcntl.ioctl(fd, request, bytes(8)))[0]
+    return value
+
+
+def _check_readable(gated: GatedDevice) -> None:
+    """Read both ends, where signatures are: the probes would take a read error for an empty device."""
+    length = min(MIB, gated.size_bytes // ALIGNMENT * ALIGNMENT)
+    tail = (gated.size_bytes - length) // ALIGNMENT * ALIGNMENT
+    for offset in (0, tail):
+        if len(gated.pread(length, offset)) < length:
+            raise OSError(errno.EIO, f"it ended before byte {offset + length}")
+
+
+def _check_new(gated: GatedDevice, replaces: str | None, sysfs: Sysfs, *, force: bool) -> None:
+    """Nothing foreign is on the device, and nothing of any mirror is on it, on a partition of it or on its disk."""
+    with _doubt_is_no(gated.path):
+        _check_readable(gated)
+        scan = header.read(gated)
+        if scan.is_member and not _is_of(scan, replaces):
+            raise _member(gated.path, scan)
+        gated.scan = scan
+        for name in (*gated.device.partitions, *((gated.device.parent,) if gated.device.parent else ())):
+            other = sysfs.device(name)
+            if other.size_bytes < HEADER_BYTES:
+                continue  # the link block of an extended partition
+            with open_readonly(other.path, sysfs) as disk:
+                found = header.read(disk)
+            if found.is_member:
+                raise _member(other.path, found)
+        gated.overridden = tuple(signatures.signatures(gated.probe_path))
+    if gated.overridden and not force:
+        raise _signature(gated, gated.overridden)
+
+
+def _is_of(scan: Scan, mirror_uuid: str | None) -> bool:
+    return mirror_uuid is not None and scan.header is not None and scan.header.payload.mirror_uuid == mirror_uuid
+
+
+def _check_member(gated: GatedDevice, expect: Identity | None, member_uuid: str | None, *, force: bool) -> None:
+    """It is the member that was recorded, and nobody has begun something else where its header is."""
+    if expect is not None and (why := matches(expect, gated.identity)) is not None:
+        raise GateIdentityError(f"{gated.path} is not the device that was recorded. {why}", hint=_IDENTITY_HINT)
+    try:
+        payload = header.require(gated).payload
+    except NoHeaderError as err:
+        raise GateIdentityError(f"{gated.path} has no dmsoft header any more.", hint=_IDENTITY_HINT) from err
+    if member_uuid is not None and payload.member_uuid != member_uuid:
+        raise GateIdentityError(
+            f"{gated.path} is another member: the {_role(payload)} of '{payload.mirror_name}'.", hint=_IDENTITY_HINT
+        )
+    with _doubt_is_no(gated.path):
+        gated.scan = header.read(gated)
+        # Behind the header lie regions of ours, whose contents may well look like something.
+        probed = signatures.signatures(gated.probe_path)
+        found = [one for one in probed if one.offset is not None and one.offset < HEADER_BYTES]
+    if found and not force:
+        raise _signature(gated, found)
+
+
+def _member(path: str, scan: Scan) -> GateMemberError:
+    if scan.header is None:
+        return GateMemberError(
+            f"{path} has a dmsoft header that cannot be used.",
+            hint=f"Look at it with `dmsoft examine {path}`; if it is not needed, zero its first MiB.",
+        )
+    payload = scan.header.payload
+    return GateMemberError(
+        f"{path} is the {_role(payload)} of the mirror '{payload.mirror_name}'.",
+        hint=f"Use `dmsoft remove` or `dmsoft destroy` on '{payload.mirror_name}' first, if it is not needed.",
+    )
+
+
+def _signature(gated: GatedDevice, found: Sequence[Signature]) -> GateSignatureError:
+    parts = len(gated.device.partitions)
+    also = (
+        f" with {parts} partition{'s' if parts > 1 else ''}" if parts and any(one.is_table for one in found) else ""
+    )
+    return GateSignatureError(
+        f"{gated.path} is not empty: it has {', '.join(map(str, found))}{also}.",
+        hint="If nothing on it is needed, use --force, which erases it.",
+    )
+
+
+def _role(payload: AnyPayload) -> str:
+    return str(payload.__struct_config__.tag)
