@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How large the metadata region must be."""
+
+from typing import Final
+
+from dmsoft.era.layout import (
+    BLOCK_BYTES,
+    MAX_DATA_BLOCKS,
+    MAX_METADATA_BLOCKS,
+    array_capacity,
+    blocks_needed,
+    node_capacity,
+)
+from dmsoft.units import MIB
+
+# Digesting an era rewrites the array in one transaction (two copies), a held metadata snapshot pins a third; the
+# fourth is room for the blocks freed only by the next commit.
+_ARRAYS: Final = 4
+# Eras that may wait to be digested.
+_WRITESETS: Final = 64
+
+
+def metadata_bytes(nr_blocks: int) -> int:
+    """Bytes of metadata wanted for ``nr_blocks`` data blocks: whole metadata blocks, at least 4 MiB.
+
+    Four era arrays, 64 writesets, each with its index nodes, and 1 MiB for everything else. ``ValueError`` when
+    dm-era cannot track that many blocks.
+    """
+    if not 0 < nr_blocks <= MAX_DATA_BLOCKS:
+        raise ValueError(f"dm-era cannot track {nr_blocks} blocks")
+    array = tree_blocks(blocks_needed(nr_blocks, array_capacity(4)))
+    writeset = tree_blocks(blocks_needed(blocks_needed(nr_blocks, 64), array_capacity(8)))
+    wanted = (_ARRAYS * array + _WRITESETS * writeset) * BLOCK_BYTES + MIB
+    return min(max(wanted, 4 * MIB), MAX_METADATA_BLOCKS * BLOCK_BYTES)
+
+
+def tree_blocks(leaves: int) -> int:
+    """Metadata blocks of an array with ``leaves`` array blocks: they and their index nodes."""
+    # An ascending insert leaves nodes half full behind itself.
+    fanout = node_capacity(8) // 2
+    total = nodes = leaves
+    while nodes > 1 or nodes == leaves:
+        nodes = blocks_needed(nodes, fanout)
+        total += nodes
+        if nodes == 1:
+            break
+    return total
