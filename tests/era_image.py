@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writes dm-era metadata, and says by a naive rule what was written since an era: the reader's counterpart in tests.
+
+It shares no code with the reader. Images can have everything the kernel makes: a digested array, undigested
+writesets of any length, a current writeset, a metadata snapshot; and what it makes only of large devices: deep trees.
+"""
+
+import random
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from crc32c import crc32c
+from numpy.typing import NDArray
+
+BLOCK = 4096
+SUPERBLOCK_SALT, NODE_SALT, ARRAY_SALT = 146538381, 121107, 595846735
+MAGIC = 2126579579
+
+Eras = NDArray[np.uint32]
+Bits = NDArray[np.bool_]
+Image = NDArray[np.uint8]
+
+
+@dataclass
+class EraModel:
+    """What the metadata knows: ``eras`` has the digested era of each data block, the others one bool a block."""
+
+    eras: Eras
+    current_era: int
+    writesets: dict[int, Bits] = field(default_factory=dict)
+    current: Bits | None = None
+    snapshot: "EraModel | None" = None
+    block_sectors: int = 128
+
+    def since(self, era: int) -> Bits:
+        """The blocks written in ``era`` or later; what a writeset says of blocks beyond the device is nothing."""
+        found = (self.eras >= era) & (self.eras != 0)
+        sets = [bits for number, bits in self.writesets.items() if number >= era]
+        if self.current is not None and self.current_era >= era:
+            sets.append(self.current)
+        for bits in sets:
+            length = min(len(bits), len(found))
+            found[:length] |= bits[:length]
+        return found
+
+
+def random_model(rng: random.Random, *, max_blocks: int = 9000, snapshot: bool = True) -> EraModel:
+    """A model of any shape that the kernel could have made, resizes included."""
+    noise = np.random.default_rng(rng.getrandbits(64))
+    nr = rng.choice([1, 63, 64, 65, 1017, 1018, 1019, 8 * 1018, rng.randint(1, max_blocks)])
+    current_era = rng.randint(1, 40)
+    eras = noise.integers(0, current_era, nr, np.uint32, endpoint=True)
+    eras[noise.random(nr) < rng.random()] = 0
+    numbers = rng.sample(range(1, current_era + 1), rng.randint(0, min(5, current_era)))
+    writesets = {number: random_bits(rng, noise, nr) for number in sorted(numbers) if number != current_era}
+    current = random_bits(rng, noise, nr) if rng.random() < 0.7 else None
+    copy = random_model(rng, max_blocks=max_blocks, snapshot=False) if snapshot and rng.random() < 0.5 else None
+    return EraModel(eras, current_era, writesets, current, copy)
+
+
+def random_bits(rng: random.Random, noise: np.random.Generator, nr: int) -> Bits:
+    length = rng.choice([nr, nr, nr, rng.randint(1, 2 * nr)])
+    bits: Bits = noise.random(length) < rng.choice([0, 0.01, 0.5, 1])
+    return bits
+
+
+class ImageWriter:
+    """Builds one image. ``fanout`` limits entries a node, ``shuffle`` scatters the blocks over the device."""
+
+    def __init__(self, blocks: int, *, fanout: int = 252, shuffle: random.Random | None = None) -> None:
+        self.image = np.zeros((blocks, BLOCK), np.uint8)
+        self.fanout = fanout
+        self.free = list(range(1, blocks))
+        if shuffle:
+            shuffle.shuffle(self.free)
+        self.free.reverse()
+        self.kinds: dict[int, int] = {}
+
+    def alloc(self, count: int = 1) -> list[int]:
+        return [self.free.pop() for _ in range(count)]
+
+    def put(self, block: int, salt: int, data: bytes) -> None:
+        """Store ``data`` (without its checksum) as a block of the kind of ``salt``."""
+        self.image[block] = np.frombuffer(seal(data.ljust(BLOCK, b"\0"), salt), np.uint8)
+        self.kinds[block] = salt
+
+    def node(self, flags: int, entries: list[tuple[int, bytes]], value_size: int) -> int:
+        (block,) = self.alloc()
+        capacity = (BLOCK - 32) // (8 + value_size) // 3 * 3
+        header = struct.pack("<IIQIIII", 0, flags, block, len(entries), capacity, value_size, 0)
+        keys = b"".join(struct.pack("<Q", key) for key, _ in entries).ljust(8 * capacity, b"\0")
+        self.put(block, NODE_SALT, header + keys + b"".join(value for _, value in entries))
+        return block
+
+    def btree(self, entries: list[tuple[int, bytes]], value_size: int) -> int:
+        """A tree of ``entries``; returns its root."""
+        flags = 2
+        while True:
+            step = self.fanout if flags == 1 else min(self.fanout, (BLOCK - 32) // (8 + value_size) // 3 * 3)
+            parts = [entries[at : at + step] for at in range(0, len(entries), step)] or [[]]
+            nodes = [self.node(flags, part, value_size) for part in parts]
+            if len(nodes) == 1:
+                return nodes[0]
+            entries = [(part[0][0], struct.pack("<Q", node)) for part, node in zip(parts, nodes, strict=True)]
+            flags, value_size = 1, 8
+
+    def array(self, values: NDArray[np.uint32] | NDArray[np.uint64]) -> int:
+        size = values.dtype.itemsize
+        per = (BLOCK - 24) // size
+        entries = []
+        for index, at in enumerate(range(0, len(values), per)):
+            part = values[at : at + per]
+            (block,) = self.alloc()
+            self.put(block, ARRAY_SALT, struct.pack("<IIIIQ", 0, per, len(part), size, block) + part.tobytes())
+            entries.append((index, struct.pack("<Q", block)))
+        return self.btree(entries, 8)
+
+    def bitset(self, bits: Bits) -> int:
+        packed = np.packbits(bits, bitorder="little").tobytes()
+        words = np.frombuffer(packed.ljust(-(-len(bits) // 64) * 8, b"\0"), "<u8").copy()
+        if len(bits) % 64:
+            # Whatever lies behind the last bit has no meaning: make sure nobody reads it.
+            words[-1] |= np.uint64(((1 << 64) - 1) << (len(bits) % 64) & ((1 << 64) - 1))
+        return self.array(words)
+
+    def superblock(self, model: EraModel, *, location: int = 0, snapshot: int = 0) -> None:
+        tree = self.btree(
+            [(era, struct.pack("<IQ", len(bits), self.bitset(bits))) for era, bits in sorted(model.writesets.items())],
+            12,
+        )
+        current = self.bitset(model.current) if model.current is not None else 0
+        head = struct.pack("<IIQ16sQI", 0, 0, location, bytes(16), MAGIC, 1)
+        space_map = struct.pack("<QQQQ", len(self.image), 0, 0, 0).ljust(128, b"\0")
+        nr_bits = len(model.current) if model.current is not None else 0
+        tail = struct.pack("<IIII", model.block_sectors, 8, len(model.eras), model.current_era)
+        roots = struct.pack("<IQQQQ", nr_bits, current, tree, self.array(model.eras), snapshot)
+        self.put(location, SUPERBLOCK_SALT, head + space_map + tail + roots)
+
+    def write(self, model: EraModel) -> Image:
+        """The whole image of ``model``."""
+        snapshot = 0
+        if model.snapshot:
+            (snapshot,) = self.alloc()
+            self.superblock(model.snapshot, location=snapshot)
+        self.superblock(model, snapshot=snapshot)
+        return self.image
+
+
+def seal(block: bytes, salt: int) -> bytes:
+    """``block`` with the right checksum for its kind in front."""
+    return struct.pack("<I", crc32c(block[4:]) ^ 0xFFFFFFFF ^ salt) + block[4:]
+
+
+def write_image(path: Path, model: EraModel, *, blocks: int = 1024, fanout: int = 252, seed: int | None = None) -> None:
+    """Write ``model`` to ``path``; ``seed`` scatters its blocks."""
+    shuffle = random.Random(seed) if seed is not None else None
+    path.write_bytes(ImageWriter(blocks, fanout=fanout, shuffle=shuffle).write(model).tobytes())
