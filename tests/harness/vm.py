@@ -140,7 +140,12 @@ class Machine:
         self._errors = folder / "qemu.log"
         with self._errors.open("wb") as log:
             self._process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=guest.values(), start_new_session=True
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=guest.values(),
+                start_new_session=True,
             )
         for _, theirs in pairs.values():
             theirs.close()
