@@ -138,6 +138,12 @@ class ImageWriter:
         roots = struct.pack("<IQQQQ", nr_bits, current, tree, self.array(model.eras), snapshot)
         self.put(location, SUPERBLOCK_SALT, head + space_map + tail + roots)
 
+    def patch(self, block: int, offset: int, form: str, *values: int) -> None:
+        """Overwrite fields of ``block`` and make its checksum right again, as an attacker would."""
+        data = bytearray(self.image[block].tobytes())
+        struct.pack_into("<" + form, data, offset, *values)
+        self.put(block, self.kinds[block], bytes(data))
+
     def write(self, model: EraModel) -> Image:
         """The whole image of ``model``."""
         snapshot = 0
