@@ -6,15 +6,15 @@ overlay on a tmpfs, so that any path can be written in the guest and none of it 
 which halves the boot time under TCG.
 """
 
-import hashlib
 import io
 import lzma
 import shutil
-import subprocess
 from pathlib import Path
 
 from virtme.cpiowriter import CpioWriter
 
+from tests.harness.bootimage import unpack_zstd
+from tests.harness.cached import cached, identity
 from tests.harness.errors import HarnessError
 from tests.harness.kernels import Kernel
 
@@ -57,16 +57,8 @@ def build(kernel: Kernel, cache: Path) -> Path:
     if busybox is None:
         raise HarnessError("busybox is not installed; run ./dev setup")
     modules = _load_order(kernel)
-    digest = hashlib.sha256(_INIT.encode())
-    for file in (Path(busybox), *modules):
-        digest.update(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns};".encode())
-    target = cache / f"initramfs-{kernel.release}-{digest.hexdigest()[:12]}"
-    if not target.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f"{target.name}.{id(digest):x}")
-        partial.write_bytes(_archive(Path(busybox), modules))
-        partial.rename(target)
-    return target
+    key = _INIT.encode() + identity(Path(busybox), *modules)
+    return cached(cache, f"initramfs-{kernel.release}", key, lambda: _archive(Path(busybox), modules))
 
 
 def _load_order(kernel: Kernel) -> list[Path]:
@@ -110,5 +102,5 @@ def _plain(module: Path) -> bytes:
     if module.suffix == ".xz":
         return lzma.decompress(data)
     if module.suffix == ".zst":
-        return subprocess.run(["zstd", "-dc"], input=data, check=True, capture_output=True).stdout
+        return unpack_zstd(data)
     return data

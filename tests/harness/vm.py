@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.harness import initramfs, kernels, qemu
+from tests.harness import bootimage, initramfs, kernels, qemu
 from tests.harness.errors import HarnessError
 
 BOOT_SECONDS = 180
@@ -128,10 +128,16 @@ class Machine:
         self.started = time.monotonic()
         self.boot_seconds = 0.0
         kernel = kernels.find(options.kernel)
-        image = initramfs.build(kernel, cache_folder())
-        images = tuple(self._image(disk, folder) for disk in options.disks)
+        cache = kernels.cache_folder()
         hardware = qemu.Hardware(
-            kernel, image, images, options.memory, options.cpus, options.accel or "tcg", self._console
+            kernel=kernel,
+            boot_image=bootimage.build(kernel, cache),
+            initramfs=initramfs.build(kernel, cache),
+            images=tuple(self._image(disk, folder) for disk in options.disks),
+            memory=options.memory,
+            cpus=options.cpus,
+            accel=options.accel or "tcg",
+            console=self._console,
         )
         pairs = {name: socket.socketpair() for name in ("control", "stdout", "stderr")}
         self._control, self._stdout, self._stderr = (pair[0] for pair in pairs.values())
@@ -189,7 +195,7 @@ class Machine:
                     if isinstance(sock, socket.socket) and not conversation.read(sock):
                         selector.unregister(sock)
                 if conversation.ready and not self.boot_seconds:
-                    self.boot_seconds = now - self.started
+                    self.boot_seconds = time.monotonic() - self.started
                 # The sockets are read to their end before the death of QEMU is believed: it may have said all.
                 if ready == [ended]:
                     return self._finish(conversation) if conversation.complete else self._died()
@@ -285,9 +291,3 @@ class _Conversation:
             else:
                 self.end = message
                 self.exit_time = time.monotonic()
-
-
-def cache_folder() -> Path:
-    """Where kernels and boot images are kept between runs."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "dmsoft"

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Files that are made once and kept."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def cached(folder: Path, name: str, key: bytes, make: Callable[[], bytes]) -> Path:
+    """The file for ``name`` and ``key``; what is read at that path is whole, however many runs make it at once."""
+    target = folder / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        try:
+            partial.write_bytes(make())
+            partial.rename(target)
+        finally:
+            partial.unlink(missing_ok=True)
+    return target
+
+
+def identity(*files: Path) -> bytes:
+    """What changes when one of ``files`` does, without reading them."""
+    return ";".join(f"{file}:{file.stat().st_size}:{file.stat().st_mtime_ns}" for file in files).encode()
