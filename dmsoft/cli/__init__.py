@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: a group that loads a verb's module when the verb is used, and the one place where errors become
+text and exit codes."""
+
+import importlib
+import json
+import os
+import sys
+from typing import Any
+
+# numpy's linear algebra would start a thread a core, and every one of them would be locked into memory by a barrier.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import click
+
+from dmsoft import __version__
+from dmsoft.errors import DmsoftError, NotRootError
+
+VERBS = (
+    "create", "add", "remove", "start", "stop", "destroy", "status", "stale", "resync", "devices", "examine", "explain",
+)  # fmt: skip
+_ROOTLESS = {"explain"}
+
+
+class Verbs(click.Group):
+    """A group whose verbs live in modules of their own name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(f"dmsoft.cli.{cmd_name}"), cmd_name)
+        return command if isinstance(command, click.Command) else None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        verb = ctx._protected_args[0] if ctx._protected_args else None
+        asks_help = any(word in ("--help", "-h") for word in ctx.args)
+        if verb in VERBS and verb not in _ROOTLESS and not asks_help and os.geteuid() != 0:
+            raise NotRootError(f"dmsoft {verb} needs root.", hint="Run it with sudo.")
+        return super().invoke(ctx)
+
+
+@click.group(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="dmsoft")
+@click.option("--debug", is_flag=True, help="Show every program that is run, and a trace of unexpected errors.")
+def dmsoft(debug: bool) -> None:
+    """Soft mirrors: the primary never waits, secondaries catch up only what they missed."""
+    if debug:
+        import logging
+
+        logging.basicConfig(level=logging.DEBUG, format="%(message)s", stream=sys.stderr)
+
+
+def main() -> None:
+    """Entry point; every way out has a documented exit code."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:  # noqa: PLR0911 - one way out a kind of error
+    """Run one command line and return its exit code; errors go to standard error, as JSON if JSON was asked for."""
+    try:
+        code = dmsoft.main(args=arguments, prog_name="dmsoft", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except click.exceptions.Exit as err:
+        return err.exit_code
+    except click.Abort:
+        click.echo("Cancelled; nothing was changed.", err=True)
+        return 130
+    except click.ClickException as err:
+        _report(arguments, "usage", err.format_message(), _usage_hint(err))
+        return err.exit_code
+    except DmsoftError as err:
+        _report(arguments, err.code, err.message, err.hint)
+        return err.exit_code
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except Exception as err:
+        if "--debug" in arguments:
+            raise
+        _report(arguments, "unexpected", f"Something unexpected happened: {type(err).__name__}: {err}.",
+                "Run it again with --debug after dmsoft, and report what it shows.")  # fmt: skip
+        return 1
+
+
+def _usage_hint(err: click.ClickException) -> str | None:
+    if isinstance(err, click.UsageError) and err.ctx is not None:
+        return f"Try '{err.ctx.command_path} --help'."
+    return None
+
+
+def _report(arguments: list[str], code: str, message: str, hint: str | None) -> None:
+    if "--json" in arguments:
+        click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), err=True)
+        return
+    click.echo(f"Error: {message}", err=True)
+    if hint:
+        click.echo(f"Hint: {hint}", err=True)

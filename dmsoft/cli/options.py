@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Options that several verbs share, and how their values are read."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from dmsoft.errors import UsageError
+from dmsoft.member.payload import Mode
+from dmsoft.mirror.create import DEFAULT_INTERVAL, SecondarySpec
+from dmsoft.mirror.names import check_label
+from dmsoft.units import parse_duration, parse_size
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Check everything, show what would be done, change nothing."
+)
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+force_option = click.option("--force", is_flag=True, help="Erase what is on the devices (nothing else is overridden).")
+
+
+class SizeType(click.ParamType[Any]):
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else parse_size(value)
+
+
+class DurationType(click.ParamType[Any]):
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return value if isinstance(value, float) else parse_duration(value)
+
+
+mode_option = click.option(
+    "--mode", type=click.Choice(["periodic", "write-behind"]), default="periodic", show_default=True,
+    help="periodic: copied from time to time, never in the write path. write-behind: coupled in the kernel.",
+)  # fmt: skip
+via_option = click.option(
+    "--via", "vias", multiple=True, metavar="[LABEL=]WAY",
+    help="How a write-behind secondary is reached: direct (default), writecache:DEV or delay:MS.",
+)  # fmt: skip
+interval_option = click.option(
+    "--interval", type=DurationType(), default=DEFAULT_INTERVAL, metavar="TIME",
+    help="How far a periodic secondary may lag, such as 30s, 5m or 1d. [default: 5m]",
+)  # fmt: skip
+journal_option = click.option(
+    "--journal-size", type=SizeType(), default=None, metavar="SIZE",
+    help="Room for the resync journal on a secondary; chosen by the disk's size if not given.",
+)  # fmt: skip
+
+
+def secondaries(
+    words: Sequence[str], vias: Sequence[str], mode: Mode, interval: float, journal: int | None
+) -> tuple[SecondarySpec, ...]:
+    """The ``[LABEL=]DEV`` and ``[LABEL=]WAY`` arguments as specs. Labels not given are s1, s2 and so on."""
+    pairs = [_labelled(word) for word in words]
+    taken = {label for label, _ in pairs if label}
+    spare = (f"s{n}" for n in range(1, 1000) if f"s{n}" not in taken)
+    named = [(label or next(spare), device) for label, device in pairs]
+    ways = _ways(vias, [label for label, _ in named])
+    specs = []
+    for label, device in named:
+        cache, delay = _way(ways.get(label, "direct"))
+        specs.append(SecondarySpec(check_label(label), device, mode, cache, delay, interval, journal))
+    return tuple(specs)
+
+
+def _labelled(word: str) -> tuple[str | None, str]:
+    """``LABEL=DEV`` or ``DEV``; a path that itself has a ``=`` in it begins with a slash or a dot."""
+    label, equals, device = word.partition("=")
+    if not equals or word[:1] in ("/", "."):
+        return None, word
+    return label, device
+
+
+def _ways(vias: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in vias:
+        label, equals, way = word.partition("=")
+        if equals and label not in labels:
+            raise UsageError(f"--via names {label}, which is no secondary here.", hint=f"They are {', '.join(labels)}.")
+        if equals:
+            found[label] = way
+        elif len(labels) > 1 and word.startswith("writecache:"):
+            raise UsageError("One cache device serves one secondary.", hint="Say which: --via LABEL=writecache:DEV.")
+        else:
+            found |= {each: word for each in labels if each not in found}
+    return found
+
+
+def _way(way: str) -> tuple[str | None, int | None]:
+    """(cache device, delay in milliseconds) of one way."""
+    kind, _, value = way.partition(":")
+    if kind == "direct" and not value:
+        return None, None
+    if kind == "writecache" and value:
+        return value, None
+    if kind == "delay" and value.isascii() and value.isdigit() and int(value) <= 3_600_000:
+        return None, int(value)
+    raise UsageError(f"'{way}' is no way to a secondary.", hint="Use direct, writecache:DEV or delay:MILLISECONDS.")
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask on a terminal; elsewhere `--yes` must be given. Raises `UsageError` or aborts."""
+    if yes:
+        return
+    if not os.isatty(0):
+        raise UsageError("This needs a yes, and there is no terminal to ask on.", hint="Add --yes.")
+    click.confirm(question, abort=True, err=True)

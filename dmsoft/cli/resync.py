@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``dmsoft resync``."""
+
+import signal
+import threading
+
+import click
+
+from dmsoft.cli.options import DurationType, dry_run_option, json_option
+from dmsoft.report.output import emit
+from dmsoft.report.progress import reporter
+
+
+@click.command()
+@click.argument("name")
+@click.argument("labels", nargs=-1, metavar="[LABEL]...")
+@click.option(
+    "--max-stall", type=DurationType(), default=0.2, metavar="TIME",
+    help="How long copying inside the final barrier may hold up writers. [default: 200ms]",
+)  # fmt: skip
+@dry_run_option
+@json_option
+def resync(name: str, labels: tuple[str, ...], max_stall: float, dry_run: bool, as_json: bool) -> None:
+    """Copy to the secondaries of NAME (all that are here, or those named) what they miss.
+
+    Can be cancelled at any time: what was promised stays true, and the next run goes on.
+    """
+    from dmsoft.mirror.sync import Request
+    from dmsoft.mirror.sync import resync as catch_up
+    from dmsoft.report.resync import show
+
+    cancelled = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: cancelled.set())
+    with reporter(as_json=as_json) as watch:
+        outcome, error = catch_up(Request(name, labels, max_stall, dry_run), watch, cancelled)
+    if as_json:
+        emit(outcome)
+    else:
+        show(name, outcome, dry_run=dry_run)
+    if error is not None:
+        raise error

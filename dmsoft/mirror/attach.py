@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Coupling secondaries to the lower in the kernel, and uncoupling them (write-behind mode).
+
+Everything that takes time is prepared before the barrier: legs, zeroed raid slots, the raid1 table in the lower's
+inactive slot. Inside the barrier there is one suspend and one resume of the lower. The raid1 always starts with fresh
+metadata and ``nosync``: that both sides are equal is the engine's proof, never md's word.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from dmsoft.dm.kernel import require_targets
+from dmsoft.errors import BusyError, DeviceError, DmsoftError, KernelError, NotFoundError
+from dmsoft.inventory.sysfs import block_device
+from dmsoft.member.gate import open_exclusive
+from dmsoft.member.payload import Cache
+from dmsoft.member.regions import slot
+from dmsoft.mirror import lower
+from dmsoft.mirror.execute import device, dismantle, ensure
+from dmsoft.mirror.names import SLOTS_PER_SET, Node
+from dmsoft.mirror.plan import Placed, leg, leg_nodes, lower_linear, raid
+from dmsoft.mirror.running import Running, flush, node_path
+
+# Superblock and the head of the bitmap: md takes the leg as new, and writes the rest itself.
+_SLOT_HEAD_BYTES = 8192
+_CACHE_HEAD_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A raid1 that waits in the lower's inactive slot."""
+
+    labels: tuple[str, ...]
+    nodes: tuple[Node, ...]
+
+
+@contextlib.contextmanager
+def prepared(running: Running, labels: Sequence[str]) -> Iterator[Attachment]:
+    """Prepare to attach ``labels``, whose legs must be detached by now; take it all down again if the block raises."""
+    require_targets(["raid", *(_targets(running, labels))])
+    names = running.names
+    wanted = raid(running.assembly.primary, labels, _free_slot_set(running))
+    parts, (top,) = wanted[:-1], wanted[-1:]
+    made: list[Node] = []
+    try:
+        for label in labels:
+            made += ensure_leg(running, label)
+        made += ensure(parts)
+        _zero_slots(running, len(labels))
+        device(names.lower).load(top.table)
+        yield Attachment(tuple(labels), tuple(made))
+    except BaseException:
+        with contextlib.suppress(DmsoftError):
+            if not lower.attached_labels(names, labels):
+                device(names.lower).clear()
+                dismantle(made)
+        raise
+
+
+def ensure_leg(running: Running, label: str) -> list[Node]:
+    """Make the leg of a present secondary stand afresh; returns the nodes made. A writecache starts out empty."""
+    record, placed = running.payload.member(label), running.assembly.secondaries.get(label)
+    if record is None or placed is None:
+        raise NotFoundError(f"The secondary {label} of {running.names.name} is not here.", hint="Plug it in.")
+    cache = running.assembly.caches.get(label)
+    if record.mode == "write-behind" and record.via.type == "writecache":
+        if cache is None:
+            raise NotFoundError(f"The cache device of {label} is not here.", hint="Plug it in and try again.")
+        dismantle(leg_nodes(running.names, label))
+        _reset_cache(running, cache)
+    block_bytes = block_device(running.names.top.path).logical_block_bytes
+    _check_block_size(placed.number, block_bytes, label, coupled=record.mode == "write-behind")
+    return ensure(leg(running.payload, record, placed, cache, block_bytes))
+
+
+def detach(running: Running, labels: Sequence[str]) -> None:
+    """Uncouple every secondary: the lower becomes linear. Legs of ``labels`` are removed, so that no cache can write
+    anything over what is copied to the disk afterwards."""
+    if lower.raid_status(running.names) is not None:
+        lower.detach(running.names, lower_linear(running.assembly.primary))
+    for label in labels:
+        dismantle(leg_nodes(running.names, label))
+
+
+def drain_caches(running: Running, labels: Sequence[str]) -> None:
+    """Have each writecache leg write everything to its disk, then flush the disk; raises `DeviceError`."""
+    for label in labels:
+        node = running.names.leg(label)
+        if not lower.leg_alive(node):
+            continue
+        target = device(node)
+        (line,) = target.table()
+        if line.kind == "writecache":
+            target.message("flush")
+
+
+def _targets(running: Running, labels: Sequence[str]) -> list[str]:
+    kinds = {record.via.type for record in running.payload.members if record.label in labels}
+    return sorted(kinds - {"direct"})
+
+
+def _free_slot_set(running: Running) -> int:
+    """A set of which no device stands: an old raid1 may still write to its own while it is destroyed."""
+    for slot_set in (0, 1):
+        nodes = [running.names.slot(slot_set * SLOTS_PER_SET + i) for i in range(SLOTS_PER_SET)]
+        if all(device(node).info() is None for node in nodes):
+            return slot_set
+    raise BusyError(
+        "Two former raid1 tables of this mirror are still being taken down by the kernel.",
+        hint="One of their legs hangs; unplug that disk, or wait.",
+    )
+
+
+def _zero_slots(running: Running, secondaries: int) -> None:
+    first = _free_slot_set(running) * SLOTS_PER_SET
+    with running.writing() if running.gate is None else contextlib.nullcontext():
+        disk = running.gate
+        if disk is None:
+            raise RuntimeError("the primary is not open for writing")
+        for index in range(first, first + secondaries + 1):
+            disk.pwrite(bytes(_SLOT_HEAD_BYTES), slot(running.payload, index).offset)
+        flush(disk, "The primary")
+
+
+def _reset_cache(running: Running, cache: Placed[Cache]) -> None:
+    payload = cache.payload
+    with open_exclusive(
+        node_path(cache.number),
+        purpose="member",
+        expect=payload.identity,
+        member_uuid=payload.member_uuid,
+        own_uuid_prefix=running.names.prefix,
+    ) as disk:
+        disk.pwrite(bytes(_CACHE_HEAD_BYTES), payload.regions["data"].offset)
+        flush(disk, "The cache device")
+
+
+def _check_block_size(number: str, block_bytes: int, label: str, *, coupled: bool) -> None:
+    theirs = block_device(node_path(number)).logical_block_bytes
+    if coupled and theirs > block_bytes:
+        raise DeviceError(
+            f"{label} has logical blocks of {theirs} bytes and the mirror passes on requests of {block_bytes}.",
+            hint="Use it in periodic mode, which always copies whole era blocks.",
+        )
+
+
+def check_kernel() -> None:
+    """Refuse a kernel that lacks dm-raid or whose raid1 loses write-behind writes; raises `KernelError`.
+
+    From 6.14 to 6.16 the behind writes of a write-mostly leg were sent as reads; "md/raid1: fix data lost for
+    writemostly rdev" mended that.
+    """
+    require_targets(["raid"])
+    release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+    if (6, 14) <= release <= (6, 16):
+        raise KernelError(
+            f"The raid1 of kernel {os.uname().release} silently drops write-behind writes.",
+            hint="Use periodic mode, or boot another kernel.",
+        )

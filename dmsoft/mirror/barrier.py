@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The barrier: suspend and resume of the top, the only clean line between two eras.
+
+Suspending drains every write that was on its way and archives the era's writeset; resuming begins the next era. (A
+``checkpoint`` message begins one too, but writes of the old era may land after it.) In between nothing forks, nothing
+logs and nothing faults: libdevmapper is called in process with all memory locked, and a guard process stands by.
+"""
+
+import contextlib
+import ctypes
+import gc
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from dmsoft.dm import memory
+from dmsoft.dm.device import Device
+from dmsoft.errors import DeviceError
+from dmsoft.inventory.usage import Usage
+from dmsoft.mirror.guard import Guard
+from dmsoft.mirror.lock import locked
+from dmsoft.mirror.names import Names
+
+# From the suspend's return; a guard resumes at this age whatever its owner is doing.
+DEADLINE_SECONDS = 10.0
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syncfs(-1)  # resolved and touched now: inside a barrier nothing is looked up
+
+
+class BarrierLostError(DeviceError):
+    """The guard resumed the mirror before its owner was done: what was done under the barrier does not count."""
+
+    code = "barrier-lost"
+
+
+@dataclass(slots=True)
+class Barrier:
+    """One barrier, as seen from inside: what happened, and (afterwards) how long the top stood still."""
+
+    top: Device
+    lower: Device
+    guard: Guard
+    stall_seconds: float = 0.0
+    lower_suspended: bool = False
+    _cookies: list[Callable[[], None]] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise `BarrierLostError` unless the top is still suspended."""
+        info = self.top.info()
+        if info is None or not info.suspended:
+            raise BarrierLostError(
+                "The mirror was resumed by its guard before the work under the barrier was done.",
+                hint="Nothing was promised to the secondary; run the command again.",
+            )
+
+
+@contextlib.contextmanager
+def barrier(
+    names: Names, guard: Guard, *, freeze: bool, lock_timeout: float = 30, deadline: float = DEADLINE_SECONDS
+) -> Iterator[Barrier]:
+    """Suspend the top, run the block, resume the top; ``freeze`` also freezes the file system on it.
+
+    The block must be short and must not fork or log. If it raises, the top is resumed and the exception goes on. Raises
+    `BarrierLostError` when the guard had to resume first. ``stall_seconds`` of the yielded barrier is final afterwards.
+    """
+    top, lower = (Device(node.name, node.uuid) for node in (names.top, names.lower))
+    state = Barrier(top, lower, guard)
+    if freeze:
+        _sync_filesystems(names.top.path)
+    with locked(names.mirror_uuid, "kernel", timeout=lock_timeout, name=names.name), memory.locked():
+        gc.disable()
+        guard.arm()
+        start = time.monotonic()
+        try:
+            top.suspend(lockfs=freeze)
+            guard.deadline(deadline)
+            yield state
+            state.check()
+        finally:
+            try:
+                _resume(state)
+            finally:
+                state.stall_seconds = time.monotonic() - start
+                guard.disarm()
+                gc.enable()
+        for wait in state._cookies:
+            wait()
+
+
+def _resume(state: Barrier) -> None:
+    """Resume bottom-up; the udev part of it is waited for later. A lower that its block left suspended gets the plain
+    linear table first: the swap it was suspended for did not work out."""
+    try:
+        if state.lower_suspended:
+            info = state.lower.info()
+            if info is not None and info.suspended:
+                state.lower.load(state.guard.fallback)
+                state.lower.resume(wait=False)
+    finally:
+        cookie = state.top.resume(wait=False)
+        if cookie is not None:
+            state._cookies.append(cookie.wait)
+
+
+def _sync_filesystems(path: str) -> None:
+    """Write back what is dirty before the freeze, which would otherwise do it while every writer stands still."""
+    status = os.stat(path)
+    number = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    for mountpoint in Usage.read().mounts.get(number, ()):
+        with contextlib.suppress(OSError):
+            fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                _libc.syncfs(fd)
+            finally:
+                os.close(fd)

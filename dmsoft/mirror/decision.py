@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How much a secondary needs, and why: full, incremental or compare. Pure.
+
+Law: an empty stale set is never the answer to doubt. S counts only together with the tracker life it was counted in and
+with a token that both sides know; whatever does not fit makes the answer "compare every block".
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dmsoft.member.payload import MemberRecord, Primary, Secondary, Sync
+
+Kind = Literal["none", "incremental", "compare", "full"]
+KINDS: tuple[Kind, ...] = ("none", "incremental", "compare", "full")  # ascending by what they cost
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a resync of one secondary has to do. ``since`` is S for an incremental one, else None."""
+
+    kind: Kind
+    reason: str
+    since: int | None = None
+
+
+def decide(primary: Primary, record: MemberRecord, secondary: Secondary, current_era: int | None) -> Decision:
+    """``current_era`` of the running mirror; None when it is not known, which no incremental answer survives."""
+    doubt = record.sync.doubt or secondary.sync.doubt
+    if doubt is not None:
+        return Decision("compare", f"nothing is known of it for sure: {doubt}")
+    if secondary.sync.era is None:
+        return Decision("full", "it was never copied")
+    mismatch = _mismatch(primary, record, secondary.sync, current_era)
+    if mismatch is not None:
+        return Decision("compare", mismatch)
+    return Decision("incremental", f"it holds everything written before era {secondary.sync.era}", secondary.sync.era)
+
+
+def from_record(primary: Primary, record: MemberRecord) -> Decision:
+    """The same for a secondary that is away, from what the primary remembers of it."""
+    sync = record.sync
+    if sync.doubt is not None:
+        return Decision("compare", f"nothing is known of it for sure: {sync.doubt}")
+    if sync.era is None:
+        return Decision("full", "it was never copied")
+    if sync.tracker != primary.tracker.id:
+        return Decision("compare", "tracking began anew since its last resync")
+    return Decision("incremental", f"it holds everything written before era {sync.era}", sync.era)
+
+
+def _mismatch(primary: Primary, record: MemberRecord, sync: Sync, current_era: int | None) -> str | None:
+    if sync.tracker != primary.tracker.id:
+        return "tracking began anew since its last resync"
+    if sync.token is None or sync.token not in (record.token_pending, record.token_confirmed):
+        return "its last resync is not the one that the primary remembers: one of them was put back from an older copy"
+    if current_era is None:
+        return "the current era is not known"
+    if sync.era is not None and sync.era > current_era:
+        return f"it was synced up to era {sync.era}, which the primary has not reached"
+    return None

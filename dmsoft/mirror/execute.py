@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Making it so: wanted devices into the kernel, bottom up, and out again, top down.
+
+Either all of a list stands afterwards, or what was made for it is gone again. Devices are found by uuid alone.
+"""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from dmsoft.dm.device import Device
+from dmsoft.dm.targets import Segment, Table
+from dmsoft.errors import DeviceError, DmsoftError
+from dmsoft.mirror.names import Node
+from dmsoft.mirror.plan import Wanted
+
+log = logging.getLogger(__name__)
+
+
+def device(node: Node, *, inner: bool = True) -> Device:
+    return Device(node.name, node.uuid, inner=inner)
+
+
+def ensure(wanted: Sequence[Wanted], *, inner: bool = True) -> list[Node]:
+    """Make every device stand with its table, bottom up; returns the nodes that were made new.
+
+    One that stands with that table is left alone. One that stands with another table is an error: tables are swapped
+    only where it is known how (`dmsoft.mirror.lower`). On any error what was made here is removed.
+    """
+    made: list[Node] = []
+    try:
+        for each in wanted:
+            if _stands(each, inner=inner):
+                continue
+            made.append(each.node)
+            _make(each, inner=inner)
+    except BaseException:
+        with contextlib.suppress(DmsoftError):
+            dismantle(made)
+        raise
+    return made
+
+
+def dismantle(nodes: Iterable[Node]) -> list[Node]:
+    """Remove those of ``nodes`` (given bottom up) that exist, top down; returns what was removed.
+
+    A device left suspended is resumed first, as it would block its own removal. Everything is tried; the first error
+    is raised at the end.
+    """
+    removed, first = [], None
+    for node in reversed(list(nodes)):
+        target = device(node)
+        try:
+            info = target.info()
+            if info is None:
+                continue
+            if info.suspended and info.live_table:
+                target.resume()
+            target.remove()
+            removed.append(node)
+        except DmsoftError as err:
+            log.debug("removing %s: %s", node.name, err)
+            first = first or err
+    if first is not None:
+        raise first
+    return removed
+
+
+def discards_off(node: Node) -> None:
+    """Have a device refuse discards; those loaded on top of it afterwards inherit that.
+
+    dm-era marks only the first block of a discard, so no discard may ever reach it. Raises `DeviceError` when the
+    kernel does not take it.
+    """
+    info = device(node).require()
+    queue = Path(f"/sys/dev/block/{info.number}/queue")
+    try:
+        (queue / "discard_max_bytes").write_text("0")
+    except OSError as err:
+        raise DeviceError(f"Discards on {node.name} cannot be turned off: {err.strerror}.") from err
+    require_no_discards(node)
+
+
+def require_no_discards(node: Node) -> None:
+    """Raise `DeviceError` if the device would let a discard through."""
+    info = device(node).require()
+    limit = Path(f"/sys/dev/block/{info.number}/queue/discard_max_bytes").read_text().strip()
+    if limit != "0":
+        raise DeviceError(
+            f"{node.name} accepts discards, which its era tracking would miss.",
+            hint="This kernel does not let dmsoft turn them off; please report its version.",
+        )
+
+
+def resolve(table: Table) -> list[str]:
+    """The table's lines with /dev paths replaced by ``MAJOR:MINOR``, as the kernel shows them."""
+    return [f"{s.start} {s.length} {s.target.kind} " + " ".join(map(_number, s.target.params().split())) for s in table]
+
+
+def _number(word: str) -> str:
+    if not word.startswith("/dev/"):
+        return word
+    status = os.stat(word)
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+
+
+def _stands(wanted: Wanted, *, inner: bool) -> bool:
+    target = device(wanted.node, inner=inner)
+    info = target.info()
+    if info is None:
+        return False
+    if not info.live_table or info.suspended:
+        # Left over from a run that died before it was ready; nothing was ever on it.
+        target.remove()
+        return False
+    shown = [line.segment() for line in target.table()]
+    if not _same(wanted.table, shown):
+        raise DeviceError(
+            f"{wanted.node.name} stands with another table than it should.",
+            hint="Stop the mirror and start it again.",
+        )
+    return True
+
+
+def _same(table: Table, shown: Sequence[Segment]) -> bool:
+    return resolve(table) == [f"{s.start} {s.length} {s.target.kind} {s.target.params()}" for s in shown]
+
+
+def _make(wanted: Wanted, *, inner: bool) -> None:
+    target = device(wanted.node, inner=inner)
+    target.create()
+    target.load(wanted.table)
+    target.resume()

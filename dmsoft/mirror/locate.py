@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which disks of this machine are members of which mirror: every header is read, none is trusted.
+
+A device under another one (a disk below a dm-delay, say) shows the same header as the device on it; the topmost one
+is the member. A header on another device than the one it was written for is a copy, and is not taken.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dmsoft.errors import DmsoftError, NotFoundError, RefusedError
+from dmsoft.inventory.sysfs import BlockDevice, all_devices
+from dmsoft.member import header, keys
+from dmsoft.member.identity import identity_of, matches
+from dmsoft.member.payload import AnyPayload, Cache, Identity, Metadata, Primary, Secondary
+from dmsoft.mirror import registry
+from dmsoft.mirror.names import PREFIX
+from dmsoft.mirror.plan import Placed
+
+# Reading these could spin up a motor, hang or make no sense.
+_NEVER = {"cdrom", "floppy", "zram"}
+
+
+class DuplicateError(RefusedError):
+    """Two devices carry the same member uuid."""
+
+    code = "duplicate-member"
+
+
+class WrongDeviceError(RefusedError):
+    """A header that belongs on another device."""
+
+    code = "wrong-device"
+
+
+class UnsignedError(RefusedError):
+    """A header is not signed with this host's key for its mirror."""
+
+    code = "not-authentic"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One device with a valid header. ``verified`` None: this host has no key for the mirror."""
+
+    device: BlockDevice
+    payload: AnyPayload
+    verified: bool | None
+    torn: bool = False
+
+    @property
+    def number(self) -> str:
+        return f"{self.device.major}:{self.device.minor}"
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """All members seen at one moment, and devices whose headers are both bad (path and what is wrong)."""
+
+    members: tuple[Member, ...] = ()
+    broken: tuple[tuple[str, str], ...] = ()
+
+    def find(self, member_uuid: str, recorded: Identity, key_required: bool = True) -> Member | None:
+        """The device that is the member ``member_uuid``, None when it is not here.
+
+        A header is easily copied, so the device's own identity decides between several with one uuid. Raises
+        `RefusedError` when what is here is not the recorded device or not signed, `DuplicateError` when two are.
+        """
+        claims = [m for m in self.members if m.payload.member_uuid == member_uuid]
+        signed = [m for m in claims if m.verified or not key_required]
+        if claims and not signed:
+            raise UnsignedError(f"The header on {claims[0].device.path} is not signed with this host's key.")
+        verdicts = [(m, matches(recorded, identity_of(m.device))) for m in signed]
+        same = [m for m, differs in verdicts if differs is None]
+        if len(same) > 1:
+            paths = " and ".join(m.device.path for m in same)
+            raise DuplicateError(
+                f"{paths} carry the same member header, so one is a copy of the other.",
+                hint="Unplug the copy, or wipe its first MiB.",
+            )
+        if verdicts and not same:
+            device, differs = verdicts[0][0].device, verdicts[0][1]
+            raise WrongDeviceError(f"{device.path} is not the device that was recorded: {differs}")
+        return same[0] if same else None
+
+    def primaries(self) -> list[Member]:
+        return [m for m in self.members if isinstance(m.payload, Primary)]
+
+
+def census(devices: Iterable[BlockDevice] | None = None) -> Census:
+    """Read the header of every block device that could be a member."""
+    everything = list(all_devices() if devices is None else devices)
+    by_name = {device.name: device for device in everything}
+    members, broken = [], []
+    for device in everything:
+        if not _candidate(device, by_name):
+            continue
+        try:
+            scan = header.read(device.path)
+            if scan.header is None:
+                if scan.is_member:
+                    broken.append((device.path, "; ".join(c.reason or c.status for c in scan.copies)))
+                continue
+            payload = scan.header.payload
+            key = keys.load(payload.mirror_uuid)
+            verified = None if key is None else header.read(device.path, key=key).header
+        except DmsoftError:
+            continue  # a disk that cannot be read is no member that can be used; it shows as missing
+        members.append(
+            Member(
+                device, payload, None if verified is None else verified.verified,
+                torn=any(c.status != "ok" for c in scan.copies),
+            )
+        )  # fmt: skip
+    return Census(tuple(members), tuple(broken))
+
+
+def _candidate(device: BlockDevice, by_name: dict[str, BlockDevice]) -> bool:
+    if device.size_bytes == 0 or device.kind in _NEVER or (device.dm_uuid or "").startswith(PREFIX):
+        return False
+    holders = [by_name[name] for name in device.holders if name in by_name]
+    return all((holder.dm_uuid or "").startswith(PREFIX) for holder in holders)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A mirror's members as found: the primary, and whatever else of it is here. ``problems`` by label says why a
+    device that is here cannot be used."""
+
+    primary: Placed[Primary]
+    primary_device: BlockDevice
+    key: bytes
+    metadata: Placed[Metadata] | None
+    secondaries: dict[str, Placed[Secondary]]
+    caches: dict[str, Placed[Cache]]
+    devices: dict[str, BlockDevice]
+    problems: dict[str, str]
+
+
+def primary_of(name: str, seen: Census) -> Member:
+    """The primary of the mirror ``name``; raises `NotFoundError`, or `DuplicateError` for two mirrors of a name."""
+    known = next((e.mirror_uuid for e in registry.entries() if e.name == name), None)
+    found = [m for m in seen.primaries() if m.payload.mirror_name == name]
+    if known is not None:
+        found = [m for m in found if m.payload.mirror_uuid == known]
+    if not found:
+        what = f"The primary of the mirror {name} is not here." if known else f"There is no mirror named {name}."
+        raise NotFoundError(what, hint="Plug in its primary; `dmsoft status` lists the mirrors that are known.")
+    if len({m.payload.member_uuid for m in found}) > 1:
+        paths = ", ".join(m.device.path for m in found)
+        raise DuplicateError(f"{paths} are primaries of mirrors named {name}.", hint="Unplug the one you do not mean.")
+    member = seen.find(found[0].payload.member_uuid, found[0].payload.identity, key_required=False)
+    if member is None:
+        raise NotFoundError(f"There is no mirror named {name}.")
+    return member
+
+
+def assemble(name: str, seen: Census | None = None) -> Assembly:
+    """Find the mirror's members and check each against the primary's record: signature, identity, mirror.
+
+    Raises for a primary that is missing, doubled or not authentic; a secondary with a problem is only noted.
+    """
+    seen = census() if seen is None else seen
+    member = primary_of(name, seen)
+    payload = member.payload
+    if not isinstance(payload, Primary):
+        raise NotFoundError(f"There is no mirror named {name}.")
+    key = _authentic(member)
+    problems: dict[str, str] = {}
+    secondaries: dict[str, Placed[Secondary]] = {}
+    caches: dict[str, Placed[Cache]] = {}
+    devices: dict[str, BlockDevice] = {}
+    for record in payload.members:
+        try:
+            found = _member(seen, record.member_uuid, record.identity, payload.mirror_uuid)
+            if found is not None and isinstance(found.payload, Secondary):
+                secondaries[record.label] = Placed(found.payload, found.number)
+                devices[record.label] = found.device
+            if record.via.cache_uuid is not None and record.via.cache_identity is not None:
+                cache = _member(seen, record.via.cache_uuid, record.via.cache_identity, payload.mirror_uuid)
+                if cache is not None and isinstance(cache.payload, Cache):
+                    caches[record.label] = Placed(cache.payload, cache.number)
+        except RefusedError as err:
+            problems[record.label] = err.message
+    return Assembly(
+        Placed(payload, member.number), member.device, key, _metadata(seen, payload),
+        secondaries, caches, devices, problems,
+    )  # fmt: skip
+
+
+def _authentic(member: Member) -> bytes:
+    key = keys.load(member.payload.mirror_uuid)
+    if key is None:
+        raise UnsignedError(
+            f"{member.device.path} belongs to a mirror of another host: this one has no key for it.",
+            hint="Bring the key file over from /etc/dmsoft/keys of that host.",
+        )
+    if not member.verified:
+        raise UnsignedError(
+            f"The header on {member.device.path} is not signed with this host's key, so it may be forged.",
+            hint="Look at it with `dmsoft examine`; restore the right key, or make the mirror anew.",
+        )
+    return key
+
+
+def _member(seen: Census, member_uuid: str, recorded: Identity, mirror_uuid: str) -> Member | None:
+    """The member of that uuid if it is here and what was recorded; raises `RefusedError` if it is not that."""
+    member = seen.find(member_uuid, recorded)
+    return member if member is not None and member.payload.mirror_uuid == mirror_uuid else None
+
+
+def _metadata(seen: Census, primary: Primary) -> Placed[Metadata] | None:
+    if primary.metadata is None:
+        return None
+    found = _member(seen, primary.metadata.member_uuid, primary.metadata.identity, primary.mirror_uuid)
+    if found is None or not isinstance(found.payload, Metadata):
+        raise NotFoundError(
+            f"The device with the era metadata of {primary.mirror_name} is not here.",
+            hint="Plug it in and try again.",
+        )
+    return Placed(found.payload, found.number)

@@ -1,0 +1,298 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is true of every mirror at this moment: the answer of `dmsoft status`. Changes nothing.
+
+These types are the JSON that scripts rely on: fields are only ever added. Sizes are bytes, times RFC 3339 UTC, and
+what is not known is null.
+"""
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from dmsoft.dm.device import devices
+from dmsoft.dm.targets import EraStatus
+from dmsoft.era.blocks import BlockSet
+from dmsoft.errors import BusyError, DmsoftError, MetadataError, NotFoundError, NotRootError
+from dmsoft.member import regions
+from dmsoft.member.payload import MemberRecord, Secondary
+from dmsoft.mirror import locate, lower, registry
+from dmsoft.mirror.decision import Decision, decide, from_record
+from dmsoft.mirror.generation import Direction, direction
+from dmsoft.mirror.names import PREFIX, Names
+from dmsoft.mirror.progress import published
+from dmsoft.mirror.running import Running, is_active
+from dmsoft.resync.extents import size_bytes
+from dmsoft.units import format_size
+
+State = Literal["current", "attached", "stale", "syncing", "away", "missing", "failed", "unknown", "diverged"]
+_BAD: frozenset[State] = frozenset({"failed", "unknown", "diverged"})
+_LOCK_SECONDS = 5.0
+_FILL_WARNING = 0.75
+
+
+class EraView(msgspec.Struct, frozen=True):
+    """``metadata_used`` and ``metadata_total`` are metadata blocks of 4096 bytes."""
+
+    current: int | None = None
+    block_bytes: int | None = None
+    metadata_used: int | None = None
+    metadata_total: int | None = None
+
+
+class PrimaryView(msgspec.Struct, frozen=True):
+    device: str | None
+    state: Literal["ok", "missing", "failed"]
+
+
+class ViaView(msgspec.Struct, frozen=True):
+    type: str
+
+
+class SecondaryView(msgspec.Struct, frozen=True):
+    label: str
+    uuid: str
+    device: str | None
+    state: State
+    via: ViaView
+    mode: str
+    synced_era: int | None = None
+    stale_blocks: int | None = None
+    stale_bytes: int | None = None
+    lag_seconds: float | None = None
+    consistent_as_of: str | None = None
+    reason: str | None = None
+    progress: float | None = None
+
+
+class Alert(msgspec.Struct, frozen=True):
+    code: str
+    summary: str
+
+
+class MirrorView(msgspec.Struct, frozen=True):
+    name: str
+    uuid: str
+    active: bool
+    mode: str | None
+    device: str
+    size_bytes: int | None
+    era: EraView
+    primary: PrimaryView
+    secondaries: tuple[SecondaryView, ...]
+    alerts: tuple[Alert, ...]
+
+    @property
+    def healthy(self) -> bool:
+        """False when a promise is missed or a disk failed or is unknown; ordinary lag and absence are fine."""
+        bad = any(each.state in _BAD for each in self.secondaries) or self.primary.state != "ok"
+        return not bad and not self.alerts
+
+
+class StatusView(msgspec.Struct, frozen=True):
+    mirrors: tuple[MirrorView, ...]
+    schema: int = 1
+
+
+def status(name: str | None = None) -> StatusView:
+    """Every mirror that is here, running or known, by name; or only ``name``, which raises `NotFoundError`."""
+    seen = locate.census()
+    known = _known(seen)
+    if name is not None and name not in known:
+        raise NotFoundError(f"There is no mirror named {name}.", hint="`dmsoft status` lists the mirrors there are.")
+    wanted = [name] if name is not None else sorted(known)
+    return StatusView(tuple(_mirror(each, known[each], seen) for each in wanted))
+
+
+def _known(seen: locate.Census) -> dict[str, str]:
+    """Name to uuid of every mirror: by its disks, by the registry, by what stands in the kernel."""
+    found = {m.payload.mirror_name: m.payload.mirror_uuid for m in seen.members}
+    found |= {entry.name: entry.mirror_uuid for entry in registry.entries()}
+    for info in devices(PREFIX):
+        if info.uuid.endswith("-top"):
+            found[info.name] = info.uuid.removeprefix(PREFIX).removesuffix("-top")
+    return found
+
+
+def _mirror(name: str, uuid: str, seen: locate.Census) -> MirrorView:
+    names = Names(name, uuid)
+    active = is_active(names)
+    try:
+        running = Running.of(locate.assemble(name, seen))
+    except NotRootError:
+        raise
+    except DmsoftError as err:
+        return _without_primary(names, active, seen, err)
+    return _Observer(running, active, seen).view()
+
+
+def _without_primary(names: Names, active: bool, seen: locate.Census, err: DmsoftError) -> MirrorView:
+    parts = [m for m in seen.members if m.payload.mirror_uuid == names.mirror_uuid and isinstance(m.payload, Secondary)]
+    secondaries = tuple(
+        SecondaryView(
+            m.payload.label, m.payload.member_uuid, m.device.path, "unknown", ViaView("direct"), "periodic",
+            consistent_as_of=m.payload.sync.consistent_as_of, reason="its primary is not here to compare with",
+        )
+        for m in parts if isinstance(m.payload, Secondary)
+    )  # fmt: skip
+    state: Literal["missing", "failed"] = "missing" if isinstance(err, NotFoundError) else "failed"
+    return MirrorView(
+        names.name, names.mirror_uuid, active, None, names.top.path, None, EraView(),
+        PrimaryView(None, state), secondaries, (Alert(f"primary-{state}", err.message),),
+    )  # fmt: skip
+
+
+@dataclass(slots=True)
+class _Observer:
+    """Collects one mirror's view; what cannot be found out becomes null and, where it matters, an alert."""
+
+    running: Running
+    active: bool
+    seen: locate.Census
+
+    def view(self) -> MirrorView:
+        running, payload = self.running, self.running.payload
+        alerts: list[Alert] = []
+        era, current = self._era(alerts)
+        stale = _StaleSets(running)
+        secondaries = tuple(self._secondary(record, current, stale, alerts) for record in payload.members)
+        self._torn(alerts)
+        return MirrorView(
+            payload.mirror_name, payload.mirror_uuid, self.active, payload.mode, running.names.top.path,
+            running.data.length, era, PrimaryView(running.assembly.primary_device.path, "ok"), secondaries,
+            tuple(alerts),
+        )  # fmt: skip
+
+    def _era(self, alerts: list[Alert]) -> tuple[EraView, int | None]:
+        block_bytes = self.running.block_bytes
+        try:
+            if not self.active:
+                with self.running.era_reader() as reader:
+                    current = None if reader.is_zero() else reader.superblock().current_era
+                return EraView(current, block_bytes), current
+            status = self.running.era_status(lock_timeout=_LOCK_SECONDS)
+        except BusyError:
+            return EraView(block_bytes=block_bytes), None
+        except MetadataError as err:
+            alerts.append(Alert("tracking-doubt", f"{err.message} The next start begins tracking anew."))
+            return EraView(block_bytes=block_bytes), None
+        return self._live_era(status, alerts)
+
+    def _live_era(self, status: EraStatus, alerts: list[Alert]) -> tuple[EraView, int | None]:
+        if status.failed:
+            alerts.append(
+                Alert(
+                    "tracking-failed",
+                    "The kernel reports an error in the era metadata; writes may fail. Stop the mirror.",
+                )
+            )
+            return EraView(block_bytes=self.running.block_bytes), None
+        if status.used > _FILL_WARNING * status.total:
+            alerts.append(Alert("metadata-filling", f"The era metadata is {100 * status.used // status.total} % full."))
+        return EraView(status.era, self.running.block_bytes, status.used, status.total), status.era
+
+    def _torn(self, alerts: list[Alert]) -> None:
+        mine = [m for m in self.seen.members if m.payload.mirror_uuid == self.running.payload.mirror_uuid]
+        for member in mine:
+            if member.torn:
+                alerts.append(
+                    Alert(
+                        "header-torn",
+                        f"One of the two header copies on {member.device.path} is damaged; the other is used.",
+                    )
+                )
+
+    def _secondary(
+        self, record: MemberRecord, current: int | None, stale: "_StaleSets", alerts: list[Alert]
+    ) -> SecondaryView:
+        running, label = self.running, record.label
+        placed = running.assembly.secondaries.get(label)
+        if placed is not None:
+            payload = placed.payload
+            decision = decide(running.payload, record, payload, current)
+            sync = payload.sync
+            state, reason = self._present(record, payload, decision)
+        else:
+            decision, sync = from_record(running.payload, record), record.sync
+            state, reason = self._absent(record)
+        blocks = stale.get(decision)
+        if decision.kind == "incremental" and state == "stale" and blocks is not None and not blocks:
+            state = "current"
+        device = running.assembly.devices.get(label)
+        progress = published(running.payload.mirror_uuid)
+        share = None
+        if progress is not None and label in progress.labels and placed is not None:
+            state, share = "syncing", (progress.bytes_done / progress.bytes_total if progress.bytes_total else None)
+        if state in _BAD:
+            alerts.append(Alert(f"secondary-{state}", f"{label}: {reason or decision.reason}."))
+        return SecondaryView(
+            label, record.member_uuid, None if device is None else device.path, state, ViaView(record.via.type),
+            record.mode, sync.era,
+            None if blocks is None else blocks.count(),
+            None if blocks is None else self._bytes(blocks),
+            _lag(sync.consistent_as_of, blocks, state),
+            sync.consistent_as_of, reason or decision.reason, share,
+        )  # fmt: skip
+
+    def _bytes(self, blocks: BlockSet) -> int:
+        return size_bytes(blocks, block_bytes=self.running.block_bytes, data_bytes=self.running.data.length)
+
+    def _present(self, record: MemberRecord, payload: Secondary, decision: Decision) -> tuple[State, str | None]:
+        if direction(self.running.payload.generation, payload.generation) is not Direction.TO_SECONDARY:
+            return "diverged", "it was written on its own since it left"
+        if self.active and record.label in lower.attached_labels(self.running.names, [record.label]):
+            health = lower.leg_health(self.running.names, record.label)
+            return ("failed", "md dropped its leg after an I/O error") if health == "D" else ("attached", None)
+        return ("unknown", None) if decision.kind == "compare" else ("stale", None)
+
+    def _absent(self, record: MemberRecord) -> tuple[State, str | None]:
+        problem = self.running.assembly.problems.get(record.label)
+        if problem is not None:
+            return "failed", problem.rstrip(".")
+        if any(os.path.exists(f"/dev/disk/by-id/{name}") for name in record.identity.by_id):
+            return "failed", "its disk is here, but its header cannot be read"
+        return ("away", None) if record.away_since is not None else ("missing", "its disk is not here")
+
+
+class _StaleSets:
+    """W(S) for each S asked for, read once; None when the metadata cannot answer."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._known: dict[int, BlockSet | None] = {}
+
+    def get(self, decision: Decision) -> BlockSet | None:
+        nr_blocks = regions.nr_blocks(self._running.data.length, self._running.block_bytes)
+        if decision.since is None:
+            return BlockSet.full(nr_blocks)
+        if decision.since not in self._known:
+            self._known[decision.since] = self._read(decision.since)
+        return self._known[decision.since]
+
+    def _read(self, era: int) -> BlockSet | None:
+        try:
+            with self._running.era_reader() as reader:
+                return reader.written_since(era).blocks
+        except DmsoftError:
+            return None
+
+
+def _lag(as_of: str | None, blocks: BlockSet | None, state: State) -> float | None:
+    """Seconds between now and the point in time the disk stands for; 0 while it misses nothing."""
+    if state == "attached":
+        return None  # md does not tell how much it holds back
+    if blocks is not None and not blocks:
+        return 0.0
+    if as_of is None:
+        return None
+    then = datetime.datetime.fromisoformat(as_of)
+    return max(0.0, round((datetime.datetime.now(datetime.UTC) - then).total_seconds(), 1))
+
+
+def summary(view: SecondaryView) -> str:
+    """What a secondary misses, in a few words."""
+    if view.stale_bytes is None:
+        return "not known"
+    return "nothing" if not view.stale_bytes else format_size(view.stale_bytes)

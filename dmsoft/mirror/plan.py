@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From model to wanted devices: pure functions that print every device-mapper table dmsoft ever loads.
+
+Tables come from here and nowhere else (what ``dmsetup table`` prints for a raid1, loaded again, halves the
+write-behind limit and restarts rebuilds). Disks are named by ``MAJOR:MINOR``, so that a path that changed hands
+in between cannot get into a table; dmsoft's own devices by their ``/dev/mapper`` path.
+
+    NAME           era: records which blocks were written in which era
+    NAME-metadata  linear: the era metadata region, on the primary or on a device of its own
+    NAME-lower     linear onto the primary's data region, or raid1 in write-behind mode
+    NAME-primary   linear: the primary's data region as a raid1 leg
+    NAME-slotN     linear: raid superblock and bitmap of one leg, all on the primary
+    NAME-LABEL     the leg of one secondary: linear, delay or writecache
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from dmsoft.dm.targets import Delay, DelayClass, Era, Linear, Raid1, RaidLeg, Segment, Table, WriteCache
+from dmsoft.member.payload import Cache, MemberRecord, Metadata, Primary, Region, Secondary
+from dmsoft.member.regions import raid_region_bytes, slot
+from dmsoft.mirror.names import SLOTS_PER_SET, Names, Node
+from dmsoft.units import Sectors, sectors
+
+# md halves the number and counts requests: at most 256 behind writes of up to 1 MiB each are held in memory.
+MAX_WRITE_BEHIND: Final = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One device as it has to stand: its node and its table."""
+
+    node: Node
+    table: Table
+
+    def lines(self) -> list[str]:
+        """The table as ``dmsetup`` prints it, one line a segment, the device's name first."""
+        return [f"{self.node.name}: {segment}" for segment in self.table]
+
+
+P = TypeVar("P", Primary, Secondary, Cache, Metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed(Generic[P]):
+    """A member's payload and the ``MAJOR:MINOR`` number of the device it was read from."""
+
+    payload: P
+    number: str
+
+
+def names_of(primary: Primary) -> Names:
+    return Names(primary.mirror_name, primary.mirror_uuid)
+
+
+def data_sectors(primary: Primary) -> Sectors:
+    return sectors(primary.regions["data"].length)
+
+
+def base(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> list[Wanted]:
+    """The stack without any secondary, bottom up: metadata, lower, top."""
+    payload, names = primary.payload, names_of(primary.payload)
+    if metadata is None:
+        era_metadata = _linear(names.metadata, primary.number, payload.regions["metadata"])
+    else:
+        era_metadata = _linear(names.metadata, metadata.number, metadata.payload.regions["metadata"])
+    era = Era(names.metadata.path, names.lower.path, sectors(payload.block_bytes))
+    return [
+        era_metadata,
+        lower_linear(primary),
+        Wanted(names.top, (Segment(Sectors(0), data_sectors(payload), era),)),
+    ]
+
+
+def lower_linear(primary: Placed[Primary]) -> Wanted:
+    """The lower device when no secondary is coupled in the kernel."""
+    return _linear(names_of(primary.payload).lower, primary.number, primary.payload.regions["data"])
+
+
+def leg(
+    primary: Primary,
+    record: MemberRecord,
+    secondary: Placed[Secondary],
+    cache: Placed[Cache] | None,
+    block_bytes: int,
+) -> list[Wanted]:
+    """The devices of one secondary's leg, bottom up; ``block_bytes`` is the top's logical block size.
+
+    A writecache with larger blocks than the top's would refuse the smaller requests that the top lets through, and
+    md would throw the leg out.
+    """
+    names = names_of(primary)
+    node, region = names.leg(record.label), secondary.payload.regions["data"]
+    if record.via.type == "delay":
+        offset, pause = sectors(region.offset), record.via.delay_ms
+        # Reads and flushes are not delayed: md sends every flush to every leg, and fsync would pay for it.
+        target = Delay(
+            secondary.number, offset, 0,
+            write=DelayClass(secondary.number, offset, pause), flush=DelayClass(secondary.number, offset, 0),
+        )  # fmt: skip
+        return [Wanted(node, (Segment(Sectors(0), sectors(region.length), target),))]
+    if record.via.type == "writecache" and record.mode == "write-behind":
+        if cache is None:
+            raise ValueError("a writecache leg needs its cache device")
+        under = _linear(names.leg_data(record.label), secondary.number, region)
+        store = _linear(names.leg_cache(record.label), cache.number, cache.payload.regions["data"])
+        target_cache = WriteCache(under.node.path, store.node.path, block_bytes)
+        return [under, store, Wanted(node, (Segment(Sectors(0), sectors(region.length), target_cache),))]
+    return [_linear(node, secondary.number, region)]
+
+
+def leg_nodes(names: Names, label: str) -> list[Node]:
+    """Every device a leg can have, bottom up, whatever its via."""
+    return [names.leg_data(label), names.leg_cache(label), names.leg(label)]
+
+
+def raid(primary: Placed[Primary], labels: Sequence[str], slot_set: int) -> list[Wanted]:
+    """The write-behind lower with the legs of ``labels``, bottom up; slots of ``slot_set`` (0 or 1).
+
+    Secondaries come first and the primary last: on 6.1 writes go behind only when the first leg is write-mostly. That
+    order would make md's ``repair`` copy from a secondary, which is one reason why dmsoft never sends it. Two slot
+    sets take turns, since an old table may still write to its slots while it is being destroyed.
+    """
+    payload, names = primary.payload, names_of(primary.payload)
+    length = data_sectors(payload)
+    first = slot_set * SLOTS_PER_SET
+    indexes = range(first, first + len(labels) + 1)
+    slots = [_linear(names.slot(i), primary.number, slot(payload, i)) for i in indexes]
+    data = _linear(names.primary, primary.number, payload.regions["data"])
+    nodes = [names.leg(label) for label in labels] + [data.node]
+    target = Raid1(
+        legs=tuple(RaidLeg(s.node.path, node.path) for s, node in zip(slots, nodes, strict=True)),
+        write_mostly=tuple(range(len(labels))),
+        max_write_behind=MAX_WRITE_BEHIND,
+        region=sectors(raid_region_bytes(payload.regions["data"].length)),
+        sync="nosync",
+    )
+    return [*slots, data, Wanted(names.lower, (Segment(Sectors(0), length, target),))]
+
+
+def _linear(node: Node, number: str, region: Region) -> Wanted:
+    target = Linear(number, sectors(region.offset))
+    return Wanted(node, (Segment(Sectors(0), sectors(region.length), target),))

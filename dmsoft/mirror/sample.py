@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The sample check: a few clean blocks, compared before anything is believed.
+
+A disk that was written behind dmsoft's back marks nothing. Before a secondary's S is used, both ends of the data region
+and some clean blocks drawn at random must be equal; one that is not makes the secondary unknown.
+"""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+
+from dmsoft.era.blocks import BlockSet
+from dmsoft.resync.copy import Side, aligned_buffer, read_all
+from dmsoft.units import KIB, MIB
+
+_RANDOM_BLOCKS = 16
+_BYTES_EACH = 64 * KIB
+
+
+def places(stale: BlockSet, *, block_bytes: int, data_bytes: int, chance: random.Random) -> list[tuple[int, int]]:
+    """Byte ranges (offset, length) to compare: the clean parts of the first and last MiB, and random clean blocks."""
+    ends = {*range(0, min(MIB, data_bytes), _BYTES_EACH), *range(max(0, data_bytes - MIB), data_bytes, _BYTES_EACH)}
+    drawn = {chance.randrange(stale.nr_blocks) for _ in range(4 * _RANDOM_BLOCKS)}
+    offsets = sorted({offset // _BYTES_EACH * _BYTES_EACH for offset in ends})
+    clean = [offset for offset in offsets if _is_clean(stale, offset, block_bytes, data_bytes)]
+    blocks = [block for block in sorted(drawn) if block not in stale][:_RANDOM_BLOCKS]
+    clean += [block * block_bytes for block in blocks]
+    return [(offset, min(_BYTES_EACH, data_bytes - offset)) for offset in sorted(set(clean))]
+
+
+def _is_clean(stale: BlockSet, offset: int, block_bytes: int, data_bytes: int) -> bool:
+    end = min(offset + _BYTES_EACH, data_bytes)
+    return not any(block in stale for block in range(offset // block_bytes, (end - 1) // block_bytes + 1))
+
+
+def differing(
+    primary: Side, secondary: Side, stale: BlockSet, *, block_bytes: int, data_bytes: int,
+    now_stale: Callable[[], BlockSet], chance: random.Random | None = None,
+) -> int | None:  # fmt: skip
+    """The offset of a clean range that differs, or None. Raises OSError when either side cannot be read.
+
+    While the mirror runs a clean block may be written between the two reads; ``now_stale`` is asked again before a
+    difference counts.
+    """
+    ours, theirs = aligned_buffer(_BYTES_EACH), aligned_buffer(_BYTES_EACH)
+    wanted = places(stale, block_bytes=block_bytes, data_bytes=data_bytes, chance=chance or random.SystemRandom())
+    for offset, length in wanted:
+        read_all(primary, ours[:length], offset)
+        read_all(secondary, theirs[:length], offset)
+        if not np.array_equal(np.frombuffer(ours[:length], np.uint8), np.frombuffer(theirs[:length], np.uint8)):
+            later = now_stale()
+            if all(b not in later for b in range(offset // block_bytes, (offset + length - 1) // block_bytes + 1)):
+                return offset
+    return None

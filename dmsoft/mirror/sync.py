@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One resync from beginning to end: which secondaries, what each needs and why, the run, and what came of it."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from dmsoft.errors import DmsoftError, MetadataError, NotFoundError
+from dmsoft.member.payload import MemberRecord
+from dmsoft.mirror import attach, job, locate, lower
+from dmsoft.mirror.catchup import Run
+from dmsoft.mirror.decision import KINDS
+from dmsoft.mirror.execute import dismantle
+from dmsoft.mirror.guard import Guard, charge
+from dmsoft.mirror.job import Job
+from dmsoft.mirror.lock import locked
+from dmsoft.mirror.plan import leg_nodes, lower_linear
+from dmsoft.mirror.progress import Planned, Progress, Reporter
+from dmsoft.mirror.running import Running
+
+DEFAULT_MAX_STALL = 0.2
+
+
+class SecondaryOutcome(msgspec.Struct, frozen=True):
+    """What came of one secondary; ``error`` None when it is done."""
+
+    label: str
+    kind: str
+    reason: str
+    bytes_stale: int
+    bytes_copied: int
+    synced_era: int | None
+    consistent_as_of: str | None
+    error: str | None = None
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a resync did, figures summed over the secondaries. ``stall_ms`` is the longest barrier."""
+
+    kind: str
+    reason: str
+    bytes_stale: int
+    bytes_copied: int
+    passes: int
+    stall_ms: float
+    seconds: float
+    secondaries: tuple[SecondaryOutcome, ...]
+    converged: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the caller wants: ``labels`` empty means every secondary that is here. ``max_stall`` in seconds."""
+
+    name: str
+    labels: tuple[str, ...] = ()
+    max_stall: float = DEFAULT_MAX_STALL
+    dry_run: bool = False
+
+
+def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> tuple[Outcome, DmsoftError | None]:
+    """Catch up the secondaries; returns what was done, and the first secondary's error if there was one.
+
+    Raises when the run as a whole could not be done. The mirror must be running.
+    """
+    start = time.monotonic()
+    uuid = locate.primary_of(wanted.name, locate.census()).payload.mirror_uuid
+    with locked(uuid, "operation", name=wanted.name), contextlib.ExitStack() as stack:
+        running = Running.of(locate.assemble(wanted.name))
+        running.require_active()
+        records = _chosen(running, wanted.labels)
+        if not wanted.dry_run:
+            if any(record.mode == "write-behind" for record in records):
+                attach.check_kernel()
+            records = _with_coupled(running, records)
+            attach.detach(running, [r.label for r in records if r.mode == "write-behind"])
+        jobs, errors = _open(running, records, stack, strict=bool(wanted.labels))
+        progress = stack.enter_context(Progress(uuid, reporter))
+        progress.planned(
+            [Planned(j.label, j.decision.kind, j.decision.reason, j.bytes_stale) for j in jobs],
+            sum(j.bytes_stale for j in jobs),
+        )
+        run = None
+        if jobs and not wanted.dry_run:
+            run = _run(running, jobs, progress, cancelled, wanted.max_stall, stack)
+        return _outcome(jobs, errors, run, time.monotonic() - start)
+
+
+def _chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
+    """The records meant: those named, else those that are here. Raises `NotFoundError`."""
+    known = {record.label: record for record in running.payload.members}
+    for label in labels:
+        if label not in known:
+            raise NotFoundError(
+                f"{running.names.name} has no secondary {label}.",
+                hint=f"It has {', '.join(known) or 'none'}; add one with `dmsoft add`.",
+            )
+    if labels:
+        return [known[label] for label in labels]
+    here = [record for label, record in known.items() if label in running.assembly.secondaries]
+    if not here:
+        raise NotFoundError(f"No secondary of {running.names.name} is here.", hint="Plug one in and try again.")
+    return here
+
+
+def _with_coupled(running: Running, records: list[MemberRecord]) -> list[MemberRecord]:
+    """The raid1 is made anew as a whole: whoever is coupled now takes part when a write-behind secondary does."""
+    if all(record.mode == "periodic" for record in records):
+        return records
+    chosen = {record.label for record in records}
+    others = [r for r in running.payload.members if r.label not in chosen and r.mode == "write-behind"]
+    coupled = lower.attached_labels(running.names, [r.label for r in others])
+    return records + [r for r in others if r.label in coupled and r.label in running.assembly.secondaries]
+
+
+def _open(
+    running: Running, records: list[MemberRecord], stack: contextlib.ExitStack, *, strict: bool
+) -> tuple[list[Job], dict[str, DmsoftError]]:
+    """Open every job; a secondary that cannot take part is left out, or raised if it was asked for alone."""
+    jobs: list[Job] = []
+    errors: dict[str, DmsoftError] = {}
+    era = running.era_status().era
+    for record in records:
+        try:
+            if record.mode == "periodic":
+                _refresh_leg(running, record.label)
+            jobs.append(stack.enter_context(job.opened(running, record, era)))
+        except MetadataError:
+            raise
+        except DmsoftError as err:
+            if strict and len(records) == 1:
+                raise
+            errors[record.label] = err
+    return jobs, errors
+
+
+def _refresh_leg(running: Running, label: str) -> None:
+    """The leg of a disk that was unplugged and came back still leads to the disk that is gone: make it anew."""
+    placed = running.assembly.secondaries.get(label)
+    node = running.names.leg(label)
+    if placed is None or lower.leg_leads_to(node, placed.number):
+        return
+    dismantle(leg_nodes(running.names, label))
+    attach.ensure_leg(running, label)
+
+
+def _run(
+    running: Running, jobs: list[Job], progress: Progress, cancelled: threading.Event,
+    max_stall: float, stack: contextlib.ExitStack,
+) -> Run:  # fmt: skip
+    stack.enter_context(running.writing())
+    _note_pending(running, jobs)
+    names, linear = running.names, lower_linear(running.assembly.primary)
+    guard = stack.enter_context(Guard(charge(names.top, names.lower, linear.table)))
+    reader = stack.enter_context(running.era_reader())
+    source = stack.enter_context(running.primary_side())
+    run = Run(running, jobs, guard, reader, source, progress, cancelled, max_stall)
+    run.run()
+    _note_confirmed(running, jobs)
+    return run
+
+
+def _note_pending(running: Running, jobs: Sequence[Job]) -> None:
+    """The primary learns every token before a secondary carries it. A secondary's present token, once it has been
+    believed, is the confirmed one from here on: the last run may have died before it could say so."""
+    payload = running.payload
+    for each in jobs:
+        record = payload.member(each.label)
+        if record is None:
+            raise NotFoundError(f"{running.names.name} has no secondary {each.label}.")
+        believed = each.decision.kind == "incremental"
+        confirmed = each.payload.sync.token if believed else record.token_confirmed
+        payload = payload.with_member(
+            record.replace(
+                token_pending=each.token, token_confirmed=confirmed, sync=each.payload.sync, away_since=None,
+            )
+        )  # fmt: skip
+    running.grant(payload)
+
+
+def _note_confirmed(running: Running, jobs: Sequence[Job]) -> None:
+    payload = running.payload
+    floor = payload.tracker.era_floor
+    for each in jobs:
+        record = payload.member(each.label)
+        if record is None or each.payload.sync.token != each.token:
+            continue
+        payload = payload.with_member(
+            record.replace(token_pending=None, token_confirmed=each.token, sync=each.payload.sync)
+        )
+        floor = max(floor, each.payload.sync.era or 0)
+    running.grant(payload.replace(tracker=payload.tracker.replace(era_floor=floor)))
+
+
+def _outcome(
+    jobs: Sequence[Job], errors: dict[str, DmsoftError], run: Run | None, seconds: float
+) -> tuple[Outcome, DmsoftError | None]:
+    parts = [_part(each, dry=run is None) for each in jobs]
+    parts += [SecondaryOutcome(label, "none", "", 0, 0, None, None, err.message) for label, err in errors.items()]
+    kind = max((part.kind for part in parts), key=KINDS.index, default="none")
+    heaviest = next((part for part in parts if part.kind == kind), None)
+    outcome = Outcome(
+        kind=kind,
+        reason=heaviest.reason if heaviest else "no secondary is here",
+        bytes_stale=sum(part.bytes_stale for part in parts),
+        bytes_copied=sum(part.bytes_copied for part in parts),
+        passes=run.passes if run else 0,
+        stall_ms=round(1000 * max(run.stalls, default=0.0), 1) if run else 0.0,
+        seconds=round(seconds, 3),
+        secondaries=tuple(parts),
+        converged=run.converged if run else True,
+    )
+    failed = [each.error for each in jobs if each.error is not None] + list(errors.values())
+    return outcome, failed[0] if failed else None
+
+
+def _part(each: Job, *, dry: bool) -> SecondaryOutcome:
+    stale = each.bytes_stale
+    kind = "none" if each.decision.kind == "incremental" and not stale else each.decision.kind
+    sync = each.payload.sync
+    return SecondaryOutcome(
+        each.label, kind, "it has everything" if kind == "none" else each.decision.reason, stale,
+        0 if dry else each.written, sync.era, sync.consistent_as_of,
+        None if each.error is None else each.error.message,
+    )  # fmt: skip

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Is the era metadata on the disk still the one we know? Pure verdicts; doubt is never answered by an empty set.
+
+dm-era's metadata has no identity of its own, and the kernel formats a zeroed block 0 without a word. So the mirror
+keeps a digest of block 0 from the last clean stop, and the highest era it ever saw durable.
+"""
+
+from dataclasses import dataclass
+
+from dmsoft.era.superblock import Superblock
+from dmsoft.member.payload import Tracker
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What lies in the metadata region: ``superblock`` None with ``problem`` when it does not verify."""
+
+    zero: bool
+    digest: str
+    superblock: Superblock | None
+    problem: str | None = None
+
+
+def doubt(  # noqa: PLR0911 - one return a reason
+    tracker: Tracker, found: Found, *, block_sectors: int, nr_blocks: int
+) -> str | None:
+    """Why the metadata cannot be trusted to be ``tracker``'s; None when it can.
+
+    ``create`` that was cut off before it noted ``formatted`` leaves either a zero block or a fresh one: both are fine,
+    nothing was ever synced against it.
+    """
+    if found.zero:
+        return None if not tracker.formatted else "the era metadata was zeroed"
+    if found.superblock is None:
+        return f"the era metadata does not verify ({found.problem})"
+    if found.superblock.data_block_size != block_sectors:
+        return "the era metadata has another block size"
+    if found.superblock.nr_blocks not in (0, nr_blocks):
+        return "the era metadata belongs to a device of another size"
+    if tracker.clean_digest is not None and tracker.clean_digest != found.digest:
+        return "the era metadata changed while the mirror was stopped"
+    if tracker.formatted and found.superblock.current_era < tracker.era_floor:
+        return f"the era went back from {tracker.era_floor} to {found.superblock.current_era}"
+    return None

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Showing a long run: a bar with rate and time left on a terminal, a line now and then in a log, objects as JSON."""
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+from dmsoft.mirror.progress import Planned, Reporter
+from dmsoft.report.output import console, emit
+from dmsoft.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+_LINE_SECONDS = 5.0
+_OBJECT_SECONDS = 1.0
+_WORDS = {
+    "full": "full copy", "incremental": "incremental copy", "compare": "compare of every block", "none": "nothing",
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def reporter(*, as_json: bool) -> Iterator[Reporter]:
+    """The reporter that fits where the output goes."""
+    if as_json:
+        yield _Lines(_emit_progress, _OBJECT_SECONDS, plan=_emit_plan)
+    elif sys.stderr.isatty():
+        with _Bar() as bar:
+            yield bar
+    else:
+        yield _Lines(_print_progress, _LINE_SECONDS, plan=_print_plan)
+
+
+def sentence(plan: Planned) -> str:
+    """What will be done to one secondary, and why."""
+    return f"{plan.label}: {_WORDS.get(plan.kind, plan.kind)}, {format_size(plan.bytes_stale)}, because {plan.reason}."
+
+
+class _Meter:
+    """Rate and time left of one phase: the mean since its beginning, which a long copy keeps to."""
+
+    def __init__(self) -> None:
+        self.name, self.total, self.done, self.start = "", 0, 0, time.monotonic()
+
+    def begin(self, name: str, total: int) -> None:
+        self.name, self.total, self.done, self.start = name, total, 0, time.monotonic()
+
+    @property
+    def rate(self) -> float:
+        return self.done / max(time.monotonic() - self.start, 1e-3)
+
+    @property
+    def seconds_left(self) -> float | None:
+        return (self.total - self.done) / self.rate if self.done else None
+
+
+class _Lines:
+    def __init__(self, show, every: float, *, plan) -> None:  # type: ignore[no-untyped-def]
+        self._show, self._every, self._plan = show, every, plan
+        self._meter, self._last, self._lock = _Meter(), 0.0, threading.Lock()
+
+    def planned(self, plans: list[Planned], bytes_total: int) -> None:
+        self._plan(plans)
+
+    def phase(self, name: str, bytes_total: int) -> None:
+        with self._lock:
+            self._meter.begin(name, bytes_total)
+            self._last = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        with self._lock:
+            self._meter.done += count
+            if time.monotonic() - self._last >= self._every:
+                self._last = time.monotonic()
+                self._show(self._meter)
+
+    def note(self, text: str) -> None:
+        click.echo(text, err=True)
+
+
+def _emit_plan(plans: list[Planned]) -> None:
+    emit({"event": "plan", "secondaries": plans})
+
+
+def _emit_progress(meter: _Meter) -> None:
+    emit({
+        "event": "progress", "phase": meter.name, "bytes_done": meter.done, "bytes_total": meter.total,
+        "bytes_per_second": round(meter.rate), "seconds_left": meter.seconds_left,
+    })  # fmt: skip
+
+
+def _print_plan(plans: list[Planned]) -> None:
+    for plan in plans:
+        click.echo(sentence(plan), err=True)
+
+
+def _print_progress(meter: _Meter) -> None:
+    left = "" if meter.seconds_left is None else f", {format_duration(meter.seconds_left)} left"
+    click.echo(
+        f"{meter.name}: {format_size(meter.done)} of {format_size(meter.total)} "
+        f"at {format_size(round(meter.rate))}/s{left}",
+        err=True,
+    )
+
+
+class _Bar:
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as Speed
+
+        self._progress = Progress(
+            TextColumn("{task.description:>8}"), BarColumn(bar_width=24), DownloadColumn(binary_units=True),
+            Speed(), TimeRemainingColumn(compact=True), console=console(stderr=True), speed_estimate_period=60,
+        )  # fmt: skip
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "_Bar":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def planned(self, plans: list[Planned], bytes_total: int) -> None:
+        for plan in plans:
+            self._progress.console.print(sentence(plan))
+
+    def phase(self, name: str, bytes_total: int) -> None:
+        if self._task is not None:
+            self._progress.update(self._task, visible=self._progress.tasks[self._task].total != 0)
+        self._task = self._progress.add_task(name, total=bytes_total, visible=bytes_total > 0)
+
+    def advance(self, count: int) -> None:
+        if self._task is not None:
+            self._progress.advance(self._task, count)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From stale sets to requests in disk order. Pure.
+
+Several secondaries miss different blocks. The runs of their union are cut wherever the set of secondaries changes, so
+that a block which several miss is read once and written to each.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsoft.era.blocks import BlockSet
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One read of the source and its writes: a byte range of the data region; bit i of ``targets`` is target i."""
+
+    offset: int
+    length: int
+    targets: int
+
+
+def runs(sets: Sequence[BlockSet]) -> npt.NDArray[np.int64]:
+    """Rows (first block, count, target mask) of the union of up to 62 sets, ascending, cut where the mask changes."""
+    extents = [each.extents() for each in sets]
+    bounds = np.unique(np.concatenate([np.empty(0, np.int64), *(np.cumsum(e, axis=1).ravel() for e in extents)]))
+    if len(bounds) == 0:
+        return np.empty((0, 3), np.int64)
+    change = np.zeros(len(bounds), np.int64)
+    for bit, extent in enumerate(extents):
+        change[np.searchsorted(bounds, extent[:, 0])] += 1 << bit
+        change[np.searchsorted(bounds, extent.sum(axis=1))] -= 1 << bit
+    masks = np.cumsum(change)[:-1]
+    table = np.column_stack((bounds[:-1], np.diff(bounds), masks))
+    kept: npt.NDArray[np.int64] = table[masks != 0]
+    return kept
+
+
+def requests(
+    rows: npt.NDArray[np.int64], *, block_bytes: int, data_bytes: int, request_bytes: int
+) -> Iterator[Request]:
+    """The rows as byte ranges of at most ``request_bytes``, the last one cut at the end of the data region."""
+    for first, count, mask in rows.tolist():
+        offset, end = first * block_bytes, min((first + count) * block_bytes, data_bytes)
+        while offset < end:
+            length = min(request_bytes, end - offset)
+            yield Request(offset, length, mask)
+            offset += length
+
+
+def size_bytes(blocks: BlockSet, *, block_bytes: int, data_bytes: int) -> int:
+    """Bytes that the blocks cover; the last block of a device may be a short one."""
+    total = blocks.count() * block_bytes
+    last = blocks.nr_blocks - 1
+    short = blocks.nr_blocks * block_bytes - data_bytes
+    return total - short if short and last in blocks else total
