@@ -4,7 +4,7 @@
 import logging
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from dmsoft.dm import libdevmapper
 from dmsoft.dm.failures import CookieTimeoutError
@@ -20,6 +20,11 @@ class Cookie:
     """``value`` 0 (udev does not run) is always ready. Every other cookie must be waited for, or it stays behind."""
 
     value: int
+
+    @classmethod
+    def new(cls) -> Self:
+        """A cookie before it is set on anything; ready at once if asked then."""
+        return cls(libdevmapper.create_cookie())
 
     def ready(self) -> bool:
         """Whether udev is done; True only once, the semaphore is gone then."""

@@ -184,28 +184,34 @@ class Device:
                 task.set_no_flush()
             task.run()
 
-    def resume(self, *, wait: bool = True, timeout: float = UDEV_SECONDS) -> Cookie | None:
+    def resume(
+        self, *, wait: bool = True, timeout: float = UDEV_SECONDS, cookie: Cookie | None = None
+    ) -> Cookie | None:
         """Make a loaded table live and let I/O go on.
 
-        With ``wait``, udev's part is waited for and None is returned. Without it, the cookie is returned and the
-        caller owes it a `Cookie.wait`. If the resume fails, the device stays suspended.
+        With ``wait``, udev's part is waited for and None is returned. Without it, a cookie is returned and the caller
+        owes it a `Cookie.wait`. A ``cookie`` of the caller is used and left to the caller, also if the resume fails.
+        If it fails, the device stays suspended.
         """
-        cookie = self._run_with_cookie(self._task(TaskType.RESUME))
+        used = self._run_with_cookie(self._task(TaskType.RESUME), cookie)
         if not libdevmapper.udev_runs():
             self._make_node()
+        if cookie is not None:
+            return None
         if not wait:
-            return cookie
-        cookie.wait(timeout)
+            return used
+        used.wait(timeout)
         return None
 
-    def _run_with_cookie(self, task: Task) -> Cookie:
+    def _run_with_cookie(self, task: Task, given: Cookie | None = None) -> Cookie:
         with task:
-            cookie = Cookie(task.set_cookie(self._flags()))
+            cookie = Cookie(task.set_cookie(self._flags(), given.value if given else 0))
             try:
                 task.run()
             except BaseException:
                 # No event was sent; the library counted it back, what is left is the semaphore itself.
-                cookie.drop()
+                if given is None:
+                    cookie.drop()
                 raise
         return cookie
 

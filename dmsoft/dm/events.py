@@ -15,8 +15,8 @@ from typing import Final, Self
 from dmsoft.dm import libdevmapper
 from dmsoft.dm.failures import failure
 
-# _IOWR(0xfd, 17, struct dm_ioctl); the structure is 312 bytes: version[3], data_size, data_start, ...
-_ARM_POLL: Final = 0xC138FD11
+# _IOWR(0xfd, 16, struct dm_ioctl); the structure is 312 bytes: version[3], data_size, data_start, ...
+_ARM_POLL: Final = 0xC138FD10
 _IOCTL_BYTES: Final = 312
 _HEAD = struct.Struct("=5I")
 

@@ -134,6 +134,7 @@ SIGNATURES: Final[dict[str, tuple[list[Any], Any, Checker | None]]] = {
     "dm_set_name_mangling_mode": ([c_int], c_int, check_true),
     "dm_log_with_errno_init": ([LogFunction], None, None),
     "dm_udev_get_sync_support": ([], c_int, None),
+    "dm_udev_create_cookie": ([_pointer_u32], c_int, check_true),
     "dm_udev_complete": ([c_uint32], c_int, None),
     "dm_udev_wait_immediate": ([c_uint32, ctypes.POINTER(c_int)], c_int, check_true),
 }
@@ -203,6 +204,13 @@ def update_nodes() -> None:
     """Make and remove the device nodes that tasks without udev left to do."""
     with nodes:
         library().dm_task_update_nodes()
+
+
+def create_cookie() -> int:
+    """A new cookie, 0 where udev does not run."""
+    cookie = c_uint32(0)
+    library().dm_udev_create_cookie(ctypes.byref(cookie))
+    return cookie.value
 
 
 def cookie_ready(cookie: int) -> bool:

@@ -209,8 +209,7 @@ class Delay(BaseTarget):
         if len(words) not in (3, 6, 9):
             raise ValueError("3, 6 or 9 words")
         first, *rest = [
-            DelayClass(words[at], Sectors(whole(words[at + 1])), whole(words[at + 2]))
-            for at in range(0, len(words), 3)
+            DelayClass(words[at], Sectors(whole(words[at + 1])), whole(words[at + 2])) for at in range(0, len(words), 3)
         ]
         return cls(first.device, first.offset, first.delay_ms, *rest)
 

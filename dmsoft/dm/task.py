@@ -102,13 +102,16 @@ class Task:
     def set_event_nr(self, number: int) -> None:
         self._lib.dm_task_set_event_nr(self._task, number)
 
-    def set_cookie(self, flags: int) -> int:
-        """Give the task a new udev cookie and return it: somebody must wait for it. 0 where udev does not run."""
-        cookie = c_uint32(0)
+    def set_cookie(self, flags: int, cookie: int = 0) -> int:
+        """Put a udev cookie on the task, a new one for 0, and return it: somebody must wait for it.
+
+        Returns 0 where udev does not run.
+        """
+        value = c_uint32(cookie)
         if libdevmapper.udev_runs():
             flags |= libdevmapper.DISABLE_LIBRARY_FALLBACK
-        self._lib.dm_task_set_cookie(self._task, ctypes.byref(cookie), flags)
-        return cookie.value
+        self._lib.dm_task_set_cookie(self._task, ctypes.byref(value), flags)
+        return value.value
 
     def run(self) -> None:
         """Make the ioctl. Raises what `dmsoft.dm.failures.failure` makes of its errno."""
@@ -118,9 +121,7 @@ class Task:
             if self._lib.dm_task_run(self._task):
                 return
             number = self._lib.dm_task_get_errno(self._task)
-        operation = (
-            self.kind.name.lower().replace("_", " ").replace("target msg", "message").replace("reload", "load")
-        )
+        operation = self.kind.name.lower().replace("_", " ").replace("target msg", "message").replace("reload", "load")
         raise failure(operation, self._device, number)
 
     def info(self) -> DmInfo:
