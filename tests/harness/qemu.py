@@ -15,7 +15,7 @@ PROGRAM = "qemu-system-x86_64"
 # Every device left out is one less for udev and its modules: this and a plain CPU halve the boot time under TCG.
 _MACHINE = "q35,sata=off,smbus=off,i8042=off,vmport=off,hpet=off"
 # The least x86-64-v2, which numpy needs: AVX is slow to emulate and has the kernel load a dozen crypto modules.
-_TCG_CPU = "Nehalem-v1"
+_TCG_CPU = "Nehalem-v1,+rdrand"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -83,7 +83,10 @@ def _kernel_command_line(hardware: Hardware) -> list[str]:
         "panic=-1",
         "oops=panic",
         "sysctl.kernel.hung_task_timeout_secs=60",
+        # A host that is busy with other work stops an emulated CPU for a while: no fault of the guest.
+        "watchdog_thresh=60",
         "mitigations=off",
+        "modprobe.blacklist=lpc_ich,iTCO_wdt,pcspkr,evdev,button",
     ]
     modules = hardware.kernel.modules
     if modules.parent != Path("/usr/lib/modules"):

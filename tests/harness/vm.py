@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.harness import bootimage, initramfs, kernels, qemu
+from tests.harness import accel, bootimage, initramfs, kernels, qemu
 from tests.harness.errors import HarnessError
 
 BOOT_SECONDS = 180
@@ -64,7 +64,7 @@ class Options:
     memory: int = 1024
     cpus: int = 1
     timeout: float = 600
-    accel: str | None = None
+    accelerator: str | None = None
     env: dict[str, str] = field(default_factory=dict)
 
 
@@ -77,11 +77,11 @@ def run(
     memory: int = 1024,
     cpus: int = 1,
     env: dict[str, str] | None = None,
-    accel: str | None = None,
+    accelerator: str | None = None,
 ) -> Result:
     """Boot, run ``command`` as root, return everything it wrote. Raises `HarnessError` if no VM can be started."""
     out, err = bytearray(), bytearray()
-    options = Options(tuple(disks), kernel, memory, cpus, timeout, accel, env or {})
+    options = Options(tuple(disks), kernel, memory, cpus, timeout, accelerator, env or {})
     return stream(command, options, out.extend, err.extend, (out, err))
 
 
@@ -136,7 +136,7 @@ class Machine:
             images=tuple(self._image(disk, folder) for disk in options.disks),
             memory=options.memory,
             cpus=options.cpus,
-            accel=options.accel or "tcg",
+            accel=options.accelerator or accel.choose(cache, lambda: _boots_with_kvm(options.kernel)),
             console=self._console,
         )
         pairs = {name: socket.socketpair() for name in ("control", "stdout", "stderr")}
@@ -291,3 +291,11 @@ class _Conversation:
             else:
                 self.end = message
                 self.exit_time = time.monotonic()
+
+
+def _boots_with_kvm(kernel: str) -> bool:
+    """A boot that fails or hangs in any way is no proof."""
+    try:
+        return run(["true"], kernel=kernel, timeout=accel.TRIAL_SECONDS, accelerator="kvm").outcome is Outcome.EXITED
+    except HarnessError:
+        return False
