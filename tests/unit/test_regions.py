@@ -115,6 +115,14 @@ def test_big_disks(size: int, block: int) -> None:
     assert layout["data"].offset <= size // 256 if size == TIB else size // 1000
 
 
+def test_blocks_whose_metadata_the_kernel_cannot_hold_are_refused() -> None:
+    assert regions.nr_blocks(64 * TIB, 64 * KIB) < 1 << 31
+    with pytest.raises(TooManyBlocksError, match="1073741824 blocks") as caught:
+        regions.reserve_bytes(64 * TIB, 64 * KIB)
+    assert "128KiB" in (caught.value.hint or "")
+    assert possible(64 * TIB, 128 * KIB)
+
+
 @pytest.mark.parametrize("mib", [16, 17, 24, 32, 64, 128, 255, 256])
 def test_small_disks(mib: int) -> None:
     size = mib * MIB
