@@ -5,8 +5,10 @@ It shares no code with the reader. Images can have everything the kernel makes: 
 writesets of any length, a current writeset, a metadata snapshot; and what it makes only of large devices: deep trees.
 """
 
+import itertools
 import random
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +23,7 @@ MAGIC = 2126579579
 Eras = NDArray[np.uint32]
 Bits = NDArray[np.bool_]
 Image = NDArray[np.uint8]
+Values = NDArray[np.uint32] | NDArray[np.uint64]
 
 
 @dataclass
@@ -36,7 +39,7 @@ class EraModel:
 
     def since(self, era: int) -> Bits:
         """The blocks written in ``era`` or later; what a writeset says of blocks beyond the device is nothing."""
-        found = (self.eras >= era) & (self.eras != 0)
+        found: Bits = (self.eras >= era) & (self.eras != 0)
         sets = [bits for number, bits in self.writesets.items() if number >= era]
         if self.current is not None and self.current_era >= era:
             sets.append(self.current)
@@ -69,8 +72,10 @@ def random_bits(rng: random.Random, noise: np.random.Generator, nr: int) -> Bits
 class ImageWriter:
     """Builds one image. ``fanout`` limits entries a node, ``shuffle`` scatters the blocks over the device."""
 
-    def __init__(self, blocks: int, *, fanout: int = 252, shuffle: random.Random | None = None) -> None:
-        self.image = np.zeros((blocks, BLOCK), np.uint8)
+    def __init__(
+        self, blocks: int, *, fanout: int = 252, shuffle: random.Random | None = None, image: Image | None = None
+    ) -> None:
+        self.image = np.zeros((blocks, BLOCK), np.uint8) if image is None else image
         self.fanout = fanout
         self.free = list(range(1, blocks))
         if shuffle:
@@ -99,19 +104,25 @@ class ImageWriter:
         flags = 2
         while True:
             step = self.fanout if flags == 1 else min(self.fanout, (BLOCK - 32) // (8 + value_size) // 3 * 3)
-            parts = [entries[at : at + step] for at in range(0, len(entries), step)] or [[]]
+            # Evenly, as the kernel's balancing would have it: the shipped tools insist on it.
+            count = -(-len(entries) // step) or 1
+            cuts = [len(entries) * part // count for part in range(count + 1)]
+            parts = [entries[begin:end] for begin, end in itertools.pairwise(cuts)]
             nodes = [self.node(flags, part, value_size) for part in parts]
             if len(nodes) == 1:
                 return nodes[0]
             entries = [(part[0][0], struct.pack("<Q", node)) for part, node in zip(parts, nodes, strict=True)]
             flags, value_size = 1, 8
 
-    def array(self, values: NDArray[np.uint32] | NDArray[np.uint64]) -> int:
-        size = values.dtype.itemsize
+    def array(self, values: Values) -> int:
+        return self.array_of(len(values), values.dtype.itemsize, lambda begin, end: values[begin:end])
+
+    def array_of(self, length: int, size: int, values: Callable[[int, int], Values]) -> int:
+        """An array of ``length`` values of ``size`` bytes; those from begin to end are asked for block by block."""
         per = (BLOCK - 24) // size
         entries = []
-        for index, at in enumerate(range(0, len(values), per)):
-            part = values[at : at + per]
+        for index, at in enumerate(range(0, length, per)):
+            part = values(at, min(at + per, length))
             (block,) = self.alloc()
             self.put(block, ARRAY_SALT, struct.pack("<IIIIQ", 0, per, len(part), size, block) + part.tobytes())
             entries.append((index, struct.pack("<Q", block)))
@@ -126,17 +137,27 @@ class ImageWriter:
         return self.array(words)
 
     def superblock(self, model: EraModel, *, location: int = 0, snapshot: int = 0) -> None:
-        tree = self.btree(
-            [(era, struct.pack("<IQ", len(bits), self.bitset(bits))) for era, bits in sorted(model.writesets.items())],
-            12,
-        )
-        current = self.bitset(model.current) if model.current is not None else 0
+        writesets = {era: (len(bits), self.bitset(bits)) for era, bits in model.writesets.items()}
+        current = (len(model.current), self.bitset(model.current)) if model.current is not None else (0, 0)
+        fields = (model.block_sectors, 8, len(model.eras), model.current_era)
+        self.roots(fields, writesets, current, self.array(model.eras), location=location, snapshot=snapshot)
+
+    def roots(
+        self,
+        fields: tuple[int, int, int, int],
+        writesets: dict[int, tuple[int, int]],
+        current: tuple[int, int],
+        array: int,
+        *,
+        location: int = 0,
+        snapshot: int = 0,
+    ) -> None:
+        """A superblock: sizes and the current era; (bits, root) of each writeset; the root of the array."""
+        tree = self.btree([(era, struct.pack("<IQ", *bits)) for era, bits in sorted(writesets.items())], 12)
         head = struct.pack("<IIQ16sQI", 0, 0, location, bytes(16), MAGIC, 1)
         space_map = struct.pack("<QQQQ", len(self.image), 0, 0, 0).ljust(128, b"\0")
-        nr_bits = len(model.current) if model.current is not None else 0
-        tail = struct.pack("<IIII", model.block_sectors, 8, len(model.eras), model.current_era)
-        roots = struct.pack("<IQQQQ", nr_bits, current, tree, self.array(model.eras), snapshot)
-        self.put(location, SUPERBLOCK_SALT, head + space_map + tail + roots)
+        tail = struct.pack("<IIII", *fields) + struct.pack("<IQQQQ", *current, tree, array, snapshot)
+        self.put(location, SUPERBLOCK_SALT, head + space_map + tail)
 
     def patch(self, block: int, offset: int, form: str, *values: int) -> None:
         """Overwrite fields of ``block`` and make its checksum right again, as an attacker would."""

@@ -153,7 +153,7 @@ SEALED: dict[str, tuple[Patch, str]] = {
     "node value size": (lambda w, r: w.patch(r.array, 24, "I", 4), "values have 4 bytes"),
     "keys equal": (lambda w, r: w.patch(r.array, 40, "Q", 0), "do not ascend"),
     "keys descend": (lambda w, r: w.patch(r.array_leaf, 32, "Q", 5), "do not ascend"),
-    "key outside its parent's range": (lambda w, r: w.patch(r.array_leaf, 48, "Q", 900), "outside"),
+    "key outside its parent's range": (lambda w, r: w.patch(r.array_leaf, 40, "Q", 900), "outside"),
     "child 0": (lambda w, r: w.patch(r.array, 32 + 8 * 252, "Q", 0), "block 0: .*outside the metadata"),
     "child outside": (lambda w, r: w.patch(r.array, 32 + 8 * 252, "Q", 1 << 63), "outside the metadata"),
     "cycle": (lambda w, r: w.patch(r.array, 32 + 8 * 252, "Q", r.array), "occurs twice"),
@@ -167,7 +167,7 @@ SEALED: dict[str, tuple[Patch, str]] = {
     "array number": (lambda w, r: w.patch(r.blocks[0], 16, "Q", 99), "does not fit its place"),
     "era from the future": (lambda w, r: w.patch(r.blocks[0], 24, "I", 13), "blocks of era 13 are recorded"),
     "writeset without root": (lambda w, r: w.patch(r.tree_leaves[0], 32 + 8 * 201 + 4, "Q", 0), "without its bits"),
-    "writeset's era": (lambda w, r: w.patch(r.tree_leaves[1], 40, "Q", 1 << 33), "no era"),
+    "writeset's era": (lambda w, r: w.patch(r.tree_leaves[1], 48, "Q", 1 << 33), "no era"),
     "writesets larger than everything": (
         lambda w, r: w.patch(r.tree_leaves[0], 32 + 8 * 201, "I", 0xFFFFFFFF),
         "larger than the metadata",
