@@ -51,9 +51,7 @@ def parse_duration(text: str) -> float:
     """Seconds of ``text``: a whole number with ms, s, m, h, d or w; a bare number is seconds."""
     match = _DURATION.fullmatch(text.strip())
     if match is None:
-        raise UsageError(
-            f"'{text}' is not a duration.", hint="Write a whole number and a unit, such as 30s, 5m or 7d."
-        )
+        raise UsageError(f"'{text}' is not a duration.", hint="Write a whole number and a unit, such as 30s, 5m or 7d.")
     number, unit = match.groups()
     return int(number) * _SECONDS[(unit or "s").lower()]
 

@@ -111,9 +111,7 @@ class Walk:
         if (now.nr_blocks, now.data_block_size) != (first.nr_blocks, first.data_block_size):
             raise EraBusyError("The era metadata was resized or replaced while it was read.")
         if now.current_era < self._last.current_era:
-            raise EraMetadataError(
-                now.blocknr, f"the era went back from {self._last.current_era} to {now.current_era}"
-            )
+            raise EraMetadataError(now.blocknr, f"the era went back from {self._last.current_era} to {now.current_era}")
         self._last = now
         return now
 

@@ -80,9 +80,7 @@ class Sysfs:
         try:
             found = os.listdir(self.root / "class/block")
         except OSError as err:
-            raise DeviceError(
-                f"The list of block devices cannot be read: {err}.", hint="Mount sysfs at /sys."
-            ) from err
+            raise DeviceError(f"The list of block devices cannot be read: {err}.", hint="Mount sysfs at /sys.") from err
         return sorted((name for name in found if (self._directory(name) / "dev").exists()), key=_natural)
 
     def device(self, name: str) -> BlockDevice:

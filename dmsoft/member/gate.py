@@ -6,18 +6,17 @@ holds it, nothing on it or around it is mounted or in use as swap, nothing forei
 that was recorded. A check that fails to give an answer has answered no. ``force`` overrides what is foreign on the
 device and nothing else.
 
-What was examined could have changed before the device was open, so everything is examined again afterwards, through
-the descriptor where that can be: from then on the exclusive claim keeps others away. Only where the mirror's own
+What was examined could have changed before the device was open, so its use is examined again afterwards: from then
+on the exclusive claim keeps others away. What is on it is read through the claim; only then is it opened for writing. Only where the mirror's own
 devices hold the disk there is no such claim; device-mapper's is in its place, and it keeps all but dm devices away.
 """
 
 import errno
-import fcntl
 import logging
 import os
-import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from dmsoft.errors import DeviceError, DmsoftError, RefusedError
@@ -28,7 +27,8 @@ from dmsoft.inventory.udev import HOST as HOST_UDEV
 from dmsoft.inventory.udev import Udev
 from dmsoft.inventory.usage import Usage, Use
 from dmsoft.member import header
-from dmsoft.member.disk import ALIGNMENT, FdDisk, open_for_read
+from dmsoft.member.claim import Claim, claim, open_readonly
+from dmsoft.member.disk import ALIGNMENT, FdDisk
 from dmsoft.member.header import HEADER_BYTES, NoHeaderError, Scan
 from dmsoft.member.identity import identity_of, matches
 from dmsoft.member.payload import AnyPayload, Identity
@@ -43,17 +43,13 @@ from dmsoft.member.refusal import (
     GateTooSmallError,
     GateUnknownError,
 )
-from dmsoft.units import MIB, format_size
+from dmsoft.units import MIB, align_down, format_size
+
+__all__ = ["GatedDevice", "Purpose", "open_exclusive", "open_readonly"]
 
 log = logging.getLogger(__name__)
 
 Purpose = Literal["new", "member"]
-
-# include/uapi/linux/fs.h
-_BLKROGET: Final = 0x125E
-_BLKRRPART: Final = 0x125F
-_BLKGETSIZE64: Final = 0x80081272
-_BLKGETDISKSEQ: Final = 0x80081280
 
 # The prefix of the device-mapper uuids of one mirror: "DMSOFT-", its uuid, "-".
 _OWN_PREFIX_START: Final = "DMSOFT-"
@@ -68,23 +64,32 @@ _USE_ERRORS: Final[dict[str, tuple[type[RefusedError], str]]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the checks saw on a device: its header region, and what ``force`` passed over."""
+
+    scan: Scan
+    overridden: tuple[Signature, ...] = ()
+
+
 class GatedDevice(FdDisk):
     """A device that passed the gate, open O_RDWR | O_DIRECT: a `dmsoft.member.disk.Disk`, good until it is closed.
 
-    ``exclusive``: the descriptor is the claim, so close it before a table that uses the device is loaded.
-    ``scan`` is the header region as it was at the gate, ``identity`` what to record, ``overridden`` what ``force``
-    passed over on a device that becomes a member: `clear` removes it.
+    ``exclusive``: it is claimed, so close it before a table that uses the device is loaded. ``scan`` is the header
+    region as it was at the gate, ``identity`` what to record, ``overridden`` what ``force`` passed over on a device
+    that becomes a member: `clear` removes it.
     """
 
-    def __init__(self, fd: int, path: str, device: BlockDevice, *, exclusive: bool) -> None:
+    def __init__(self, fd: int, claimed: Claim, identity: Identity, findings: Findings) -> None:
         super().__init__(fd)
         self.fd = fd
-        self.path = path
-        self.device = device
-        self.exclusive = exclusive
-        self.scan: Scan | None = None
-        self.identity = Identity(size_bytes=device.size_bytes)
-        self.overridden: tuple[Signature, ...] = ()
+        self.path = claimed.path
+        self.device = claimed.device
+        self.exclusive = claimed.exclusive
+        self.identity = identity
+        self.scan = findings.scan
+        self.overridden = findings.overridden
+        self._claim = claimed
 
     @property
     def name(self) -> str:
@@ -94,11 +99,6 @@ class GatedDevice(FdDisk):
     def size_bytes(self) -> int:
         return self.device.size_bytes
 
-    @property
-    def probe_path(self) -> str:
-        """A name for other programs that leads to what is open here, wherever the links in /dev lead by now."""
-        return f"/proc/{os.getpid()}/fd/{self.fd}"
-
     def clear(self) -> None:
         """Erase every signature that ``force`` passed over, and have the kernel forget the partitions it had read.
 
@@ -106,13 +106,13 @@ class GatedDevice(FdDisk):
         """
         if not self.overridden:
             return
-        signatures.wipe(self.probe_path)
+        signatures.wipe(self._claim.probe_path)
         self.flush()
-        if left := signatures.signatures(self.probe_path):
+        if left := signatures.signatures(self._claim.probe_path):
             raise DeviceError(f"{self.path} still has {left[0]} after it was erased.", hint="Erase it with wipefs.")
         if self.device.partitions:
             try:
-                fcntl.ioctl(self.fd, _BLKRRPART)
+                self._claim.forget_partitions()
             except OSError as err:
                 log.warning("%s: the kernel still lists the old partitions: %s", self.path, err)
         self.overridden = ()
@@ -144,40 +144,26 @@ def open_exclusive(
     """
     _check_arguments(purpose, expect, member_uuid, own_uuid_prefix)
     device = block_device(path, sysfs)
-    with _doubt_is_no(path):
-        _check_use(path, device, own_uuid_prefix, sysfs)
-        _check_writable(path, device, minimum_bytes)
-        gated = _open(path, device, exclusive=not _own_holders(device, own_uuid_prefix, sysfs))
-    try:
+    with ExitStack() as stack:
         with _doubt_is_no(path):
-            _check_same(gated)
+            udev.wait(device)
+            _check_use(path, device, own_uuid_prefix, sysfs)
+            _check_writable(path, device, minimum_bytes)
+            exclusive = not _own_holders(device, own_uuid_prefix, sysfs)
+            claimed = stack.enter_context(claim(path, device, exclusive=exclusive))
             again = sysfs.by_number(*device.number)
             _check_use(path, again, own_uuid_prefix, sysfs)
-            if not gated.exclusive and not _own_holders(again, own_uuid_prefix, sysfs):
+            if not exclusive and not _own_holders(again, own_uuid_prefix, sysfs):
                 raise GateUnknownError(f"{path} was let go while it was examined.", hint="Try again.")
-            gated.identity = identity_of(again, udev)
+            identity = identity_of(again, udev)
         if purpose == "new":
-            _check_new(gated, replaces, sysfs, force=force)
+            findings = _check_new(claimed, replaces, sysfs, force=force)
         else:
-            _check_member(gated, expect, member_uuid, force=force)
-        yield gated
-    finally:
-        os.close(gated.fd)
-
-
-@contextmanager
-def open_readonly(path: str, sysfs: Sysfs = HOST) -> Iterator[FdDisk]:
-    """Open a block device for direct reads; it may be in use.
-
-    Raises `NotFoundError`, `NotBlockError`, `GateIdentityError` and `DeviceError`.
-    """
-    device = block_device(path, sysfs)
-    fd = open_for_read(path)
-    try:
-        _check_number(fd, path, device)
-        yield FdDisk(fd)
-    finally:
-        os.close(fd)
+            findings = _check_member(claimed, identity, expect, member_uuid, force=force)
+        with _doubt_is_no(path):
+            fd = claimed.open_for_write()
+        stack.callback(os.close, fd)
+        yield GatedDevice(fd, claimed, identity, findings)
 
 
 def _check_arguments(
@@ -241,99 +227,61 @@ def _check_writable(path: str, device: BlockDevice, minimum_bytes: int) -> None:
         )
 
 
-def _open(path: str, device: BlockDevice, *, exclusive: bool) -> GatedDevice:
-    flags = os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC | (os.O_EXCL if exclusive else 0)
-    try:
-        fd = os.open(path, flags)
-    except OSError as err:
-        if err.errno == errno.EBUSY:
-            raise GateHeldError(
-                f"{path} is in use by something that the kernel does not name.",
-                hint="It may be mounted in a container, or in use by ZFS, btrfs or DRBD.",
-            ) from err
-        if err.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise GateReadOnlyError(
-                f"{path} cannot be opened for writing: {err.strerror}.", hint="Use another disk, or see blockdev."
-            ) from err
-        raise
-    return GatedDevice(fd, path, device, exclusive=exclusive)
-
-
-def _check_number(fd: int, path: str, device: BlockDevice) -> None:
-    number = os.fstat(fd).st_rdev
-    if (os.major(number), os.minor(number)) != device.number:
-        raise GateIdentityError(f"{path} became another device while it was opened.", hint="Try again.")
-
-
-def _check_same(gated: GatedDevice) -> None:
-    """What is open is what was examined, and not a disk that was plugged in under its number since."""
-    device = gated.device
-    _check_number(gated.fd, gated.path, device)
-    sequence = _ioctl_u64(gated.fd, _BLKGETDISKSEQ) if device.sequence is not None else None
-    if sequence != device.sequence or _ioctl_u64(gated.fd, _BLKGETSIZE64) != device.size_bytes:
-        raise GateIdentityError(f"{gated.path} became another disk while it was opened.", hint="Try again.")
-    if struct.unpack("i", fcntl.ioctl(gated.fd, _BLKROGET, bytes(4)))[0]:
-        raise GateReadOnlyError(f"{gated.path} is read-only.", hint="Use another disk, or see blockdev --setrw.")
-
-
-def _ioctl_u64(fd: int, request: int) -> int:
-    value: int = struct.unpack("Q", fcntl.ioctl(fd, request, bytes(8)))[0]
-    return value
-
-
-def _check_readable(gated: GatedDevice) -> None:
+def _check_readable(claimed: Claim) -> None:
     """Read both ends, where signatures are: the probes would take a read error for an empty device."""
-    length = min(MIB, gated.size_bytes // ALIGNMENT * ALIGNMENT)
-    tail = (gated.size_bytes - length) // ALIGNMENT * ALIGNMENT
+    tail = align_down(claimed.device.size_bytes, ALIGNMENT) - MIB
     for offset in (0, tail):
-        if len(gated.pread(length, offset)) < length:
-            raise OSError(errno.EIO, f"it ended before byte {offset + length}")
+        if len(claimed.pread(MIB, offset)) < MIB:
+            raise OSError(errno.EIO, f"it ended before byte {offset + MIB}")
 
 
-def _check_new(gated: GatedDevice, replaces: str | None, sysfs: Sysfs, *, force: bool) -> None:
+def _check_new(claimed: Claim, replaces: str | None, sysfs: Sysfs, *, force: bool) -> Findings:
     """Nothing foreign is on the device, and nothing of any mirror is on it, on a partition of it or on its disk."""
-    with _doubt_is_no(gated.path):
-        _check_readable(gated)
-        scan = header.read(gated)
+    with _doubt_is_no(claimed.path):
+        _check_readable(claimed)
+        scan = header.read(claimed)
         if scan.is_member and not _is_of(scan, replaces):
-            raise _member(gated.path, scan)
-        gated.scan = scan
-        for name in (*gated.device.partitions, *((gated.device.parent,) if gated.device.parent else ())):
+            raise _member(claimed.path, scan)
+        for name in (*claimed.device.partitions, *((claimed.device.parent,) if claimed.device.parent else ())):
             other = sysfs.device(name)
             if other.size_bytes < HEADER_BYTES:
                 continue  # the link block of an extended partition
             with open_readonly(other.path, sysfs) as disk:
-                found = header.read(disk)
-            if found.is_member:
-                raise _member(other.path, found)
-        gated.overridden = tuple(signatures.signatures(gated.probe_path))
-    if gated.overridden and not force:
-        raise _signature(gated, gated.overridden)
+                part = header.read(disk)
+            if part.is_member:
+                raise _member(other.path, part)
+        found = tuple(signatures.signatures(claimed.probe_path))
+    if found and not force:
+        raise _signature(claimed, found)
+    return Findings(scan, found)
 
 
 def _is_of(scan: Scan, mirror_uuid: str | None) -> bool:
     return mirror_uuid is not None and scan.header is not None and scan.header.payload.mirror_uuid == mirror_uuid
 
 
-def _check_member(gated: GatedDevice, expect: Identity | None, member_uuid: str | None, *, force: bool) -> None:
+def _check_member(
+    claimed: Claim, seen: Identity, expect: Identity | None, member_uuid: str | None, *, force: bool
+) -> Findings:
     """It is the member that was recorded, and nobody has begun something else where its header is."""
-    if expect is not None and (why := matches(expect, gated.identity)) is not None:
-        raise GateIdentityError(f"{gated.path} is not the device that was recorded. {why}", hint=_IDENTITY_HINT)
+    if expect is not None and (why := matches(expect, seen)) is not None:
+        raise GateIdentityError(f"{claimed.path} is not the device that was recorded. {why}", hint=_IDENTITY_HINT)
     try:
-        payload = header.require(gated).payload
+        payload = header.require(claimed).payload
     except NoHeaderError as err:
-        raise GateIdentityError(f"{gated.path} has no dmsoft header any more.", hint=_IDENTITY_HINT) from err
+        raise GateIdentityError(f"{claimed.path} has no dmsoft header any more.", hint=_IDENTITY_HINT) from err
     if member_uuid is not None and payload.member_uuid != member_uuid:
         raise GateIdentityError(
-            f"{gated.path} is another member: the {_role(payload)} of '{payload.mirror_name}'.", hint=_IDENTITY_HINT
+            f"{claimed.path} is another member: the {_role(payload)} of '{payload.mirror_name}'.", hint=_IDENTITY_HINT
         )
-    with _doubt_is_no(gated.path):
-        gated.scan = header.read(gated)
+    with _doubt_is_no(claimed.path):
+        scan = header.read(claimed)
         # Behind the header lie regions of ours, whose contents may well look like something.
-        probed = signatures.signatures(gated.probe_path)
+        probed = signatures.signatures(claimed.probe_path)
         found = [one for one in probed if one.offset is not None and one.offset < HEADER_BYTES]
     if found and not force:
-        raise _signature(gated, found)
+        raise _signature(claimed, found)
+    return Findings(scan)
 
 
 def _member(path: str, scan: Scan) -> GateMemberError:
@@ -349,13 +297,11 @@ def _member(path: str, scan: Scan) -> GateMemberError:
     )
 
 
-def _signature(gated: GatedDevice, found: Sequence[Signature]) -> GateSignatureError:
-    parts = len(gated.device.partitions)
-    also = (
-        f" with {parts} partition{'s' if parts > 1 else ''}" if parts and any(one.is_table for one in found) else ""
-    )
+def _signature(claimed: Claim, found: Sequence[Signature]) -> GateSignatureError:
+    parts = len(claimed.device.partitions)
+    also = f" with {parts} partition{'s' if parts > 1 else ''}" if parts and any(one.is_table for one in found) else ""
     return GateSignatureError(
-        f"{gated.path} is not empty: it has {', '.join(map(str, found))}{also}.",
+        f"{claimed.path} is not empty: it has {', '.join(map(str, found))}{also}.",
         hint="If nothing on it is needed, use --force, which erases it.",
     )
 

@@ -126,6 +126,11 @@ class Payload(Value, frozen=True, tag_field="role"):
     regions: Annotated[dict[str, Region], Meta(max_length=16)]
     created: Time
 
+    @property
+    def role(self) -> str:
+        """``primary``, ``secondary``, ``cache`` or ``metadata``."""
+        return str(self.__struct_config__.tag)
+
 
 class Primary(Payload, frozen=True, tag="primary"):
     """The primary's header; ``regions``: header, metadata (unless on another device), slots, data."""

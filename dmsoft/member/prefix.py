@@ -129,9 +129,7 @@ def judge(slot: int, block: bytes, data: bytes, key: Key) -> Copy:
     if prefix is None:
         return _without_magic(slot, block)
     if not prefix.bounded or len(data) != prefix.payload_length or _checksum(block, data) != prefix.checksum:
-        return Copy(
-            slot, "torn", prefix.sequence, "The checksum is wrong: a write was interrupted, or it is damaged."
-        )
+        return Copy(slot, "torn", prefix.sequence, "The checksum is wrong: a write was interrupted, or it is damaged.")
     if prefix.version != VERSION:
         reason = f"It has format version {prefix.version}; this dmsoft knows version {VERSION}."
         return Copy(slot, "newer-version", prefix.sequence, reason)

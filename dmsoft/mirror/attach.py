@@ -23,6 +23,7 @@ from dmsoft.mirror.execute import device, dismantle, ensure
 from dmsoft.mirror.names import SLOTS_PER_SET, Node
 from dmsoft.mirror.plan import Placed, leg, leg_nodes, lower_linear, raid
 from dmsoft.mirror.running import Running, flush, node_path
+from dmsoft.units import SECTOR
 
 # Superblock and the head of the bitmap: md takes the leg as new, and writes the rest itself.
 _SLOT_HEAD_BYTES = 8192
@@ -42,14 +43,15 @@ def prepared(running: Running, labels: Sequence[str]) -> Iterator[Attachment]:
     """Prepare to attach ``labels``, whose legs must be detached by now; take it all down again if the block raises."""
     require_targets(["raid", *(_targets(running, labels))])
     names = running.names
-    wanted = raid(running.assembly.primary, labels, _free_slot_set(running))
+    slot_set = _free_slot_set(running)
+    wanted = raid(running.assembly.primary, labels, slot_set)
     parts, (top,) = wanted[:-1], wanted[-1:]
     made: list[Node] = []
     try:
         for label in labels:
             made += ensure_leg(running, label)
         made += ensure(parts)
-        _zero_slots(running, len(labels))
+        _zero_slots(running, slot_set, len(labels) + 1)
         device(names.lower).load(top.table)
         yield Attachment(tuple(labels), tuple(made))
     except BaseException:
@@ -60,8 +62,22 @@ def prepared(running: Running, labels: Sequence[str]) -> Iterator[Attachment]:
         raise
 
 
+def claim(running: Running, label: str) -> None:
+    """Have the kernel hold a present secondary's disk for us: its leg, or what lies under a writecache leg.
+
+    The leg of a disk that was unplugged and came back still leads to the disk that is gone; it is made anew.
+    """
+    record, placed = running.payload.member(label), running.assembly.secondaries.get(label)
+    if record is None or placed is None or label in lower.attached_labels(running.names, [label]):
+        return
+    first = leg(running.payload, record, placed, running.assembly.caches.get(label), SECTOR)[0]
+    if not lower.leads_to(first.node, placed.number):
+        dismantle(leg_nodes(running.names, label))
+        ensure([first])
+
+
 def ensure_leg(running: Running, label: str) -> list[Node]:
-    """Make the leg of a present secondary stand afresh; returns the nodes made. A writecache starts out empty."""
+    """Make the whole leg of a claimed secondary stand; returns the nodes made. A writecache starts out empty."""
     record, placed = running.payload.member(label), running.assembly.secondaries.get(label)
     if record is None or placed is None:
         raise NotFoundError(f"The secondary {label} of {running.names.name} is not here.", hint="Plug it in.")
@@ -69,7 +85,7 @@ def ensure_leg(running: Running, label: str) -> list[Node]:
     if record.mode == "write-behind" and record.via.type == "writecache":
         if cache is None:
             raise NotFoundError(f"The cache device of {label} is not here.", hint="Plug it in and try again.")
-        dismantle(leg_nodes(running.names, label))
+        dismantle([running.names.leg_cache(label), running.names.leg(label)])
         _reset_cache(running, cache)
     block_bytes = block_device(running.names.top.path).logical_block_bytes
     _check_block_size(placed.number, block_bytes, label, coupled=record.mode == "write-behind")
@@ -79,7 +95,7 @@ def ensure_leg(running: Running, label: str) -> list[Node]:
 def detach(running: Running, labels: Sequence[str]) -> None:
     """Uncouple every secondary: the lower becomes linear. Legs of ``labels`` are removed, so that no cache can write
     anything over what is copied to the disk afterwards."""
-    if lower.raid_status(running.names) is not None:
+    if lower.is_raid(running.names):
         lower.detach(running.names, lower_linear(running.assembly.primary))
     for label in labels:
         dismantle(leg_nodes(running.names, label))
@@ -114,15 +130,12 @@ def _free_slot_set(running: Running) -> int:
     )
 
 
-def _zero_slots(running: Running, secondaries: int) -> None:
-    first = _free_slot_set(running) * SLOTS_PER_SET
-    with running.writing() if running.gate is None else contextlib.nullcontext():
-        disk = running.gate
-        if disk is None:
-            raise RuntimeError("the primary is not open for writing")
-        for index in range(first, first + secondaries + 1):
-            disk.pwrite(bytes(_SLOT_HEAD_BYTES), slot(running.payload, index).offset)
-        flush(disk, "The primary")
+def _zero_slots(running: Running, slot_set: int, legs: int) -> None:
+    first = slot_set * SLOTS_PER_SET
+    disk = running.primary
+    for index in range(first, first + legs):
+        disk.pwrite(bytes(_SLOT_HEAD_BYTES), slot(running.payload, index).offset)
+    flush(disk, "The primary")
 
 
 def _reset_cache(running: Running, cache: Placed[Cache]) -> None:

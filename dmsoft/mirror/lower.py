@@ -31,6 +31,12 @@ def raid_status(names: Names) -> RaidStatus | None:
     return RaidStatus.parse(line.text) if line.kind == "raid" else None
 
 
+def is_raid(names: Names) -> bool:
+    """Whether the live lower couples anything, suspended or not."""
+    lower = device(names.lower)
+    return lower.info() is not None and any(line.kind == "raid" for line in lower.table())
+
+
 def attached_labels(names: Names, labels: Sequence[str]) -> list[str]:
     """Those of ``labels`` whose leg the live lower uses."""
     lower = device(names.lower)
@@ -95,9 +101,9 @@ def leg_alive(node: Node) -> bool:
     return info is not None and info.live_table and not info.suspended
 
 
-def leg_leads_to(node: Node, number: str) -> bool:
-    """Whether the leg stands and its disk is the device of that number. An old disk keeps its number while a leg holds
-    it, so a disk that came back has another one."""
+def leads_to(node: Node, number: str) -> bool:
+    """Whether the device stands on the device of that number. An old disk keeps its number while a leg holds it, so a
+    disk that came back has another one."""
     if not leg_alive(node):
         return False
     major, minor = number.split(":")

@@ -242,10 +242,18 @@ class _Observer:
     def _present(self, record: MemberRecord, payload: Secondary, decision: Decision) -> tuple[State, str | None]:
         if direction(self.running.payload.generation, payload.generation) is not Direction.TO_SECONDARY:
             return "diverged", "it was written on its own since it left"
-        if self.active and record.label in lower.attached_labels(self.running.names, [record.label]):
+        if self._coupled(record.label):
             health = lower.leg_health(self.running.names, record.label)
             return ("failed", "md dropped its leg after an I/O error") if health == "D" else ("attached", None)
         return ("unknown", None) if decision.kind == "compare" else ("stale", None)
+
+    def _coupled(self, label: str) -> bool:
+        """Whether the lower uses the leg and the leg the disk that is here, not one that was unplugged since."""
+        names = self.running.names
+        if not self.active or label not in lower.attached_labels(names, [label]):
+            return False
+        number = self.running.assembly.secondaries[label].number
+        return lower.leads_to(names.leg(label), number) or lower.leads_to(names.leg_data(label), number)
 
     def _absent(self, record: MemberRecord) -> tuple[State, str | None]:
         problem = self.running.assembly.problems.get(record.label)

@@ -87,6 +87,8 @@ def leg(
 ) -> list[Wanted]:
     """The devices of one secondary's leg, bottom up; ``block_bytes`` is the top's logical block size.
 
+    The first one holds the disk itself. A writecache leg without its cache device ends with that.
+
     A writecache with larger blocks than the top's would refuse the smaller requests that the top lets through, and
     md would throw the leg out.
     """
@@ -101,9 +103,9 @@ def leg(
         )  # fmt: skip
         return [Wanted(node, (Segment(Sectors(0), sectors(region.length), target),))]
     if record.via.type == "writecache" and record.mode == "write-behind":
-        if cache is None:
-            raise ValueError("a writecache leg needs its cache device")
         under = _linear(names.leg_data(record.label), secondary.number, region)
+        if cache is None:
+            return [under]
         store = _linear(names.leg_cache(record.label), cache.number, cache.payload.regions["data"])
         target_cache = WriteCache(under.node.path, store.node.path, block_bytes)
         return [under, store, Wanted(node, (Segment(Sectors(0), sectors(region.length), target_cache),))]

@@ -109,19 +109,21 @@ class Running:
 
     def grant(self, payload: Primary) -> None:
         """Write the primary's header: more is promised than before. Raises `DeviceError`."""
-        write_granted(self._gate(), payload, self.assembly.key)
+        write_granted(self.primary, payload, self.assembly.key)
         self._now(payload)
 
     def withdraw(self, payload: Primary) -> None:
         """Write the primary's header: less is promised than before. Raises `DeviceError`."""
-        write_withdrawn(self._gate(), payload, self.assembly.key)
+        write_withdrawn(self.primary, payload, self.assembly.key)
         self._now(payload)
 
     def flush_primary(self) -> None:
         """Make durable on the primary what was drained to it; raises `DeviceError`."""
-        flush(self._gate(), "The primary")
+        flush(self.primary, "The primary")
 
-    def _gate(self) -> GatedDevice:
+    @property
+    def primary(self) -> GatedDevice:
+        """The primary's disk, open for writing: only inside `writing`."""
         if self.gate is None:
             raise RuntimeError("the primary is not open for writing")
         return self.gate

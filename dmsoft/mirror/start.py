@@ -16,7 +16,7 @@ from dmsoft.mirror import attach, job, locate, lower, registry, tracker
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import SLOTS_PER_SET, Names, Node, new_uuid
-from dmsoft.mirror.plan import Wanted, base, leg, leg_nodes
+from dmsoft.mirror.plan import Wanted, base, leg
 from dmsoft.mirror.running import Running, flush, is_active, metadata_place, node_path
 from dmsoft.units import SECTOR
 
@@ -170,12 +170,7 @@ def _welcome(running: Running, record: MemberRecord) -> None:
     label = record.label
     with job.opened(running, record, running.era_status().era):
         pass  # opening compares the sample; what differs has been withdrawn on the disk by now
-    coupled = label in lower.attached_labels(running.names, [label])
-    if record.mode == "write-behind" or coupled:
-        return  # its leg is made when it is attached, in the final barrier of a resync
-    if not lower.leg_leads_to(running.names.leg(label), running.assembly.secondaries[label].number):
-        dismantle(leg_nodes(running.names, label))
-        attach.ensure_leg(running, label)
+    attach.claim(running, label)
 
 
 def stop(name: str) -> bool:

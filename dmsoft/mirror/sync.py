@@ -14,11 +14,10 @@ from dmsoft.member.payload import MemberRecord
 from dmsoft.mirror import attach, job, locate, lower
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
-from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.guard import Guard, charge
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.plan import leg_nodes, lower_linear
+from dmsoft.mirror.plan import lower_linear
 from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.running import Running
 
@@ -126,8 +125,7 @@ def _open(
     era = running.era_status().era
     for record in records:
         try:
-            if record.mode == "periodic":
-                _refresh_leg(running, record.label)
+            attach.claim(running, record.label)
             jobs.append(stack.enter_context(job.opened(running, record, era)))
         except MetadataError:
             raise
@@ -136,16 +134,6 @@ def _open(
                 raise
             errors[record.label] = err
     return jobs, errors
-
-
-def _refresh_leg(running: Running, label: str) -> None:
-    """The leg of a disk that was unplugged and came back still leads to the disk that is gone: make it anew."""
-    placed = running.assembly.secondaries.get(label)
-    node = running.names.leg(label)
-    if placed is None or lower.leg_leads_to(node, placed.number):
-        return
-    dismantle(leg_nodes(running.names, label))
-    attach.ensure_leg(running, label)
 
 
 def _run(

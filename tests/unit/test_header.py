@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The header: its bytes, what is read from any bytes, and what a power cut can leave of each way to write it."""
+"""The header: its bytes, what is read from any bytes, and errors while it is written."""
 
 import errno
 import hashlib
 import os
-import random
 import shutil
 import struct
 import subprocess
@@ -12,145 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmsoft.errors import DeviceError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.member import header, prefix
 from dmsoft.member.header import HEADER_BYTES, SLOT_BYTES, Header, HeaderBadError, HeaderNewerError, NoHeaderError
-from dmsoft.member.payload import AnyPayload, Cache, Identity, Region, Secondary, Sync, Value
-
-SECTOR = 512
-KEY = b"k" * 32
-MEMBER = "b" * 32
-
-
-def secondary(number: int, *, member_uuid: str = MEMBER, padding: int = 0) -> Secondary:
-    """A payload that tells by its era which one it is."""
-    return Secondary(
-        mirror_uuid="a" * 32,
-        mirror_name="m",
-        member_uuid=member_uuid,
-        identity=Identity(1 << 30, ("x" * 200,) * padding),
-        regions={"header": Region(0, HEADER_BYTES)},
-        created="2026-01-01T00:00:00Z",
-        label="b",
-        block_bytes=65536,
-        generation=("c" * 32,),
-        sync=Sync(era=number),
-    )
-
-
-def number_of(payload: AnyPayload) -> int:
-    assert isinstance(payload, Secondary)
-    assert payload.sync.era is not None
-    return payload.sync.era
-
-
-class PowerCutError(Exception):
-    """The model's power went away, or the writing process did."""
-
-
-class ModelDisk:
-    """A disk with a volatile cache: what was written is seen at once, and only a flush makes it durable.
-
-    ``budget`` operations (writes and flushes) go through, the next raises `PowerCutError`: a write after some of its
-    sectors (``reach``), a flush before it did anything.
-    """
-
-    name = "model"
-
-    def __init__(self, medium: bytes | bytearray) -> None:
-        self.medium = bytearray(medium)
-        self.cached: list[tuple[int, bytes]] = []
-        self.budget: int | None = None
-        self.reach = 0
-        self.log: list[tuple[str, int, int]] = []
-        self.read_bytes = 0
-
-    def _spend(self) -> bool:
-        if self.budget == 0:
-            return False
-        if self.budget is not None:
-            self.budget -= 1
-        return True
-
-    def pread(self, length: int, offset: int) -> bytes:
-        assert length % 4096 == 0 and offset % 4096 == 0
-        self.read_bytes += length
-        seen = bytearray(self.medium[offset : offset + length])
-        for at, sector in self.cached:
-            if offset <= at < offset + len(seen):
-                seen[at - offset : at - offset + SECTOR] = sector
-        return bytes(seen)
-
-    def pwrite(self, data: bytes, offset: int) -> None:
-        assert len(data) % 4096 == 0 and offset % 4096 == 0
-        if offset + len(data) > len(self.medium):
-            raise OSError(errno.ENOSPC, "No space left on device")
-        sectors = [(offset + at, data[at : at + SECTOR]) for at in range(0, len(data), SECTOR)]
-        if not self._spend():
-            self.cached += sectors[: self.reach]
-            raise PowerCutError
-        self.cached += sectors
-        self.log.append(("write", offset, len(data)))
-
-    def flush(self) -> None:
-        if not self._spend():
-            raise PowerCutError
-        for at, sector in self.cached:
-            self.medium[at : at + SECTOR] = sector
-        self.cached.clear()
-        self.log.append(("flush", 0, 0))
-
-    def cut(self, kept: Callable[[int], bool]) -> "ModelDisk":
-        """The disk after a power cut: of the sectors in the cache, the ones ``kept`` says reached the medium."""
-        after = bytearray(self.medium)
-        for index, (at, sector) in enumerate(self.cached):
-            if kept(index):
-                after[at : at + SECTOR] = sector
-        return ModelDisk(after)
-
-
-Write = Callable[[ModelDisk], object]
-
-
-def member(number: int = 1) -> ModelDisk:
-    disk = ModelDisk(random.Random(7).randbytes(HEADER_BYTES + 8192))
-    header.write_first(disk, secondary(number), KEY)
-    return disk
-
-
-def keepers(count: int, rng: random.Random) -> list[Callable[[int], bool]]:
-    """None, all, a few prefixes, and random subsets of the ``count`` sectors in a cache."""
-    chosen: list[Callable[[int], bool]] = [lambda _: False, lambda _: True]
-    for _ in range(3):
-        edge = rng.randrange(count + 1)
-        chosen += [lambda i, edge=edge: i < edge, lambda i, edge=edge: i >= edge]
-        some = {i for i in range(count) if rng.random() < 0.5}
-        chosen.append(lambda i, some=some: i in some)
-    chosen += [lambda i: i == 0, lambda i: i != 0]
-    return chosen
-
-
-def crashes(before: ModelDisk, write: Write, seed: int) -> list[ModelDisk]:
-    """Disks after a power cut at every operation of ``write``, with various sectors of the cache on the medium."""
-    rng = random.Random(seed)
-    found = []
-    for budget in range(1000):
-        disk = ModelDisk(before.medium)
-        disk.cached = list(before.cached)
-        disk.budget, disk.reach = budget, rng.randrange(1, 20)
-        try:
-            write(disk)
-        except PowerCutError:
-            found += [disk.cut(kept) for kept in keepers(len(disk.cached), rng)]
-        else:
-            return [*found, disk.cut(lambda _: False)]
-    raise AssertionError("the write never ends")
-
-
-# --- bytes ---------------------------------------------------------------------------------------------------------
+from dmsoft.member.payload import Cache, Identity, Region, Value
+from tests.header_model import KEY, MEMBER, ModelDisk, member, number_of, secondary
 
 
 @pytest.mark.parametrize("slot", [0, 1])
@@ -207,9 +75,6 @@ def test_open_for_read_errors(tmp_path: Path) -> None:
         header.read(tmp_path / "fifo")
 
 
-# --- authentication ------------------------------------------------------------------------------------------------
-
-
 def test_unsigned_and_forged_are_not_verified() -> None:
     disk = ModelDisk(bytes(HEADER_BYTES))
     assert header.write_first(disk, secondary(1), None).verified is None
@@ -245,9 +110,6 @@ def mend(disk: ModelDisk, slot: int) -> None:
     whole = bytearray(disk.medium[at : at + 4096 + length])
     whole[32:64] = bytes(32)
     disk.medium[at + 32 : at + 64] = hashlib.sha256(whole).digest()
-
-
-# --- reading anything ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [0, 512, 4095, 4096, 8192, SLOT_BYTES - 512, SLOT_BYTES, SLOT_BYTES + 4096, 1 << 20])
@@ -541,160 +403,6 @@ def test_a_copy_being_written_is_read_again() -> None:
     for slot in (0, 1):
         racing.medium[slot * SLOT_BYTES + 4096] ^= 1
     assert number_of(header.require(racing).payload) == 2
-
-
-# --- power cuts ----------------------------------------------------------------------------------------------------
-
-
-def test_order_of_writes() -> None:
-    disk = member(1)
-    disk.log.clear()
-    header.write_granted(disk, secondary(2), KEY)
-    assert [entry[:2] for entry in disk.log] == [("flush", 0), ("write", 0), ("flush", 0)]
-    disk.log.clear()
-    header.write_withdrawn(disk, secondary(3), KEY)
-    order = [("flush", 0), ("write", SLOT_BYTES), ("flush", 0), ("write", 0), ("flush", 0)]
-    assert [entry[:2] for entry in disk.log] == order
-
-
-@settings(max_examples=15, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 40), st.integers(0, 40), st.booleans())
-def test_power_cut_in_granted_and_withdrawn(seed: int, old_padding: int, new_padding: int, withdrawn: bool) -> None:
-    before = member(1)
-    header.write_granted(before, secondary(2, padding=old_padding), KEY)
-    new = secondary(3, padding=new_padding)
-    write = header.write_withdrawn if withdrawn else header.write_granted
-    found = crashes(before, lambda disk: write(disk, new, KEY), seed)
-    for disk in found:
-        scan = header.read(disk, key=KEY)
-        assert scan.header is not None and scan.header.verified and scan.doubt is None
-        assert number_of(scan.header.payload) in (2, 3)
-    assert number_of(header.require(found[-1]).payload) == 3
-    assert number_of(header.require(found[0]).payload) == 2
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 2**32), st.integers(0, 40))
-def test_after_a_withdrawal_neither_copy_has_the_old_promise(seed: int, padding: int) -> None:
-    disk = member(1)
-    header.write_granted(disk, secondary(2), KEY)
-    header.write_withdrawn(disk, secondary(3, padding=padding), KEY)
-    for slot in (0, 1):
-        spoiled = disk.cut(lambda _: False)
-        spoiled.medium[slot * SLOT_BYTES + 32] ^= 1
-        assert number_of(header.require(spoiled).payload) == 3
-    # A later grant that is cut, and then the other copy lost too, still never goes back behind the withdrawal.
-    for crashed in crashes(disk, lambda d: header.write_granted(d, secondary(4), KEY), seed):
-        for slot in (0, 1):
-            spoiled = crashed.cut(lambda _: False)
-            spoiled.medium[slot * SLOT_BYTES + 32] ^= 1
-            found = header.read(spoiled).header
-            assert found is None or number_of(found.payload) in (3, 4)
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**32), st.booleans())
-def test_power_cut_in_first(seed: int, over_a_member: bool) -> None:
-    before = ModelDisk(random.Random(seed).randbytes(HEADER_BYTES))
-    if over_a_member:
-        header.write_first(before, secondary(1, member_uuid="e" * 32), KEY)
-        header.write_granted(before, secondary(2, member_uuid="e" * 32), KEY)
-    seen = set()
-    for disk in crashes(before, lambda d: header.write_first(d, secondary(9), KEY), seed):
-        scan = header.read(disk, key=KEY)
-        seen.add(None if scan.header is None else number_of(scan.header.payload))
-        assert (scan.header is not None) == scan.is_member
-        if scan.header is not None and scan.header.payload.member_uuid == MEMBER:
-            assert scan.header.verified and scan.doubt is None
-            image = bytearray(disk.medium)
-            for copy in scan.copies:
-                at = copy.slot * SLOT_BYTES
-                length = struct.unpack_from("<I", image, at + 28)[0]
-                image[at : at + 4096] = bytes(4096)
-                image[at + 4096 : at + 8192] = bytes(4096)
-                assert length < 4096
-            assert not any(image), "something of what was there before is left in a member's header region"
-    assert seen == ({2, None, 9} if over_a_member else {None, 9})
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**32), st.booleans())
-def test_power_cut_in_wipe(seed: int, odd: bool) -> None:
-    before = member(1)
-    header.write_granted(before, secondary(2), KEY)
-    if odd:
-        header.write_granted(before, secondary(2), KEY)
-    seen = set()
-    for disk in crashes(before, header.wipe, seed):
-        scan = header.read(disk)
-        seen.add(None if scan.header is None else number_of(scan.header.payload))
-        assert (scan.header is not None) == scan.is_member
-    assert seen == {2, None}  # never 1, the older copy
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.integers(0, 2**32))
-def test_power_cut_in_wipe_after_a_writer_was_killed(seed: int) -> None:
-    before = member(1)
-    header.write_granted(before, secondary(2), KEY)
-    before.budget = 2  # it dies before the flush of what it wrote
-    with pytest.raises(PowerCutError):
-        header.write_granted(before, secondary(3), KEY)
-    for disk in crashes(before, header.wipe, seed):
-        found = header.read(disk).header
-        assert found is None or number_of(found.payload) in (2, 3)
-
-
-def test_wipe_works_where_nothing_can_be_used() -> None:
-    disk = member(1)
-    for slot in (0, 1):
-        disk.medium[slot * SLOT_BYTES + 40] ^= 1
-    header.wipe(disk)
-    assert not header.read(disk).is_member
-
-
-Step = tuple[str, int | None, int, bool]
-steps = st.tuples(
-    st.sampled_from(["granted", "withdrawn"]),
-    st.one_of(st.none(), st.integers(0, 6)),  # the operation at which it dies
-    st.integers(0, 2**32),
-    st.booleans(),  # it takes the power with it, or the process alone dies and the disk's cache lives on
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(steps, max_size=12))
-@example([("granted", 2, 3, False), ("granted", 2, 5, True)])
-@example([("withdrawn", 2, 3, False), ("withdrawn", 2, 5, True)])
-def test_any_history_of_writes_kills_and_power_cuts(history: list[Step]) -> None:
-    """There is always a header, and it is never older than the last write that returned.
-
-    After a withdrawal that returned, that also holds for each copy alone.
-    """
-    disk = member(0)
-    returned = withdrawn = 0
-    for number, (kind, dies_at, seed, power) in enumerate(history, 1):
-        rng = random.Random(seed)
-        disk.budget, disk.reach = dies_at, rng.randrange(1, 20)
-        payload = secondary(number, padding=rng.randrange(8))
-        try:
-            (header.write_granted if kind == "granted" else header.write_withdrawn)(disk, payload, KEY)
-        except PowerCutError:
-            if power:
-                some = rng.random()
-                disk = disk.cut(lambda _, some=some, rng=rng: rng.random() < some)
-        else:
-            returned = number
-            withdrawn = number if kind == "withdrawn" else withdrawn
-        disk.budget = None
-        after = disk.cut(lambda _, rng=rng: rng.random() < 0.5)
-        for seen in (disk, after):
-            assert returned <= number_of(header.require(seen, key=KEY).payload) <= number
-        for slot in (0, 1):
-            after.medium[slot * SLOT_BYTES + 40] ^= 1
-            left = header.read(after).header
-            assert left is None or number_of(left.payload) >= withdrawn
-            after.medium[slot * SLOT_BYTES + 40] ^= 1
 
 
 def test_roles_other_than_secondary_round_trip() -> None:
