@@ -7,8 +7,9 @@ that was recorded. A check that fails to give an answer has answered no. ``force
 device and nothing else.
 
 What was examined could have changed before the device was open, so its use is examined again afterwards: from then
-on the exclusive claim keeps others away. What is on it is read through the claim; only then is it opened for writing. Only where the mirror's own
-devices hold the disk there is no such claim; device-mapper's is in its place, and it keeps all but dm devices away.
+on the exclusive claim keeps others away. What is on it is read through the claim, and only then is it opened for
+writing. Where the mirror's own devices hold the disk there is no such claim; device-mapper's is in its place, and it
+keeps all but dm devices away.
 """
 
 import errno
