@@ -13,6 +13,7 @@ from dmsoft.member.payload import MemberRecord, Secondary, Sync
 from dmsoft.mirror import sample
 from dmsoft.mirror.decision import Decision, decide
 from dmsoft.mirror.generation import Direction, direction
+from dmsoft.mirror.locate import doubted
 from dmsoft.mirror.names import new_uuid
 from dmsoft.mirror.running import Running, flush, node_path
 from dmsoft.resync.copy import Side
@@ -34,6 +35,7 @@ class Job:
     token: str
     attach: bool
     written: int = 0
+    spoiled: bool = False
     error: DmsoftError | None = None
 
     @property
@@ -47,10 +49,14 @@ class Job:
         )
 
     def spoil(self) -> None:
-        """Before the first byte goes into the data region: the disk is no whole point in time any more."""
-        if self.payload.sync.consistent:
+        """Before the first byte goes into the data region: the disk is no whole point in time any more.
+
+        Written even if the header says so already: that may stand in one copy alone, or only in the disk's cache.
+        """
+        if not self.spoiled:
             sync = self.payload.sync.replace(consistent=False, consistent_as_of=None)
             self._withdraw(self.payload.replace(sync=sync))
+            self.spoiled = True
 
     def doubt(self, reason: str) -> None:
         """Withdraw everything the disk promised; the next resync compares every block."""
@@ -110,9 +116,9 @@ def gate(running: Running, record: MemberRecord) -> Iterator[tuple[GatedDevice, 
         member_uuid=record.member_uuid,
         own_uuid_prefix=names.prefix,
     ) as disk:
-        found = header.require(disk, key=running.assembly.key)
-        payload = found.payload
-        if not isinstance(payload, Secondary) or not found.verified:
+        scan = header.read(disk, key=running.assembly.key)
+        payload = None if scan.header is None else scan.header.payload
+        if not isinstance(payload, Secondary) or scan.header is None or not scan.header.verified:
             raise DeviceError(f"{disk.path} is not the secondary {label}.", hint="Look at it with `dmsoft examine`.")
         regions.check(payload, disk.size_bytes)
         if payload.regions["data"].length != running.data.length or payload.block_bytes != running.block_bytes:
@@ -124,7 +130,7 @@ def gate(running: Running, record: MemberRecord) -> Iterator[tuple[GatedDevice, 
                 f"The secondary {label} was written on its own since it left {names.name}.",
                 hint="Nothing is copied until you choose: remove it and add it again to drop what it has.",
             )
-        yield disk, payload
+        yield disk, doubted(payload, scan.doubt)
 
 
 def _sample(running: Running, job: Job, since: int) -> None:

@@ -8,10 +8,12 @@ is the member. A header on another device than the one it was written for is a c
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from dmsoft.errors import DmsoftError, NotFoundError, RefusedError
+from dmsoft.errors import DmsoftError, MetadataError, NotFoundError, RefusedError
 from dmsoft.inventory.sysfs import BlockDevice, all_devices
-from dmsoft.member import header, keys
-from dmsoft.member.identity import identity_of, matches
+from dmsoft.member import header, keys, regions
+from dmsoft.member.header import HeaderBadError
+from dmsoft.member.identity import identify, identity_of, matches
+from dmsoft.member.keys import KeyFileError
 from dmsoft.member.payload import AnyPayload, Cache, Identity, Metadata, Primary, Secondary
 from dmsoft.mirror import registry
 from dmsoft.mirror.names import PREFIX
@@ -41,12 +43,14 @@ class UnsignedError(RefusedError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One device with a valid header. ``verified`` None: this host has no key for the mirror."""
+    """One device with a valid header. ``verified`` None: this host has no key for the mirror; ``doubt``: why nothing
+    that it says of its data may be believed."""
 
     device: BlockDevice
     payload: AnyPayload
     verified: bool | None
     torn: bool = False
+    doubt: str | None = None
 
     @property
     def number(self) -> str:
@@ -83,6 +87,10 @@ class Census:
             raise WrongDeviceError(f"{device.path} is not the device that was recorded: {differs}")
         return same[0] if same else None
 
+    def broken_at(self, recorded: Identity) -> tuple[str, str] | None:
+        """The device of that identity whose header cannot be used, and why."""
+        return next((each for each in self.broken if _is_same(each[0], recorded)), None)
+
     def primaries(self) -> list[Member]:
         return [m for m in self.members if isinstance(m.payload, Primary)]
 
@@ -96,23 +104,27 @@ def census(devices: Iterable[BlockDevice] | None = None) -> Census:
         if not _candidate(device, by_name):
             continue
         try:
-            scan = header.read(device.path)
-            if scan.header is None:
-                if scan.is_member:
-                    broken.append((device.path, "; ".join(c.reason or c.status for c in scan.copies)))
-                continue
-            payload = scan.header.payload
-            key = keys.load(payload.mirror_uuid)
-            verified = None if key is None else header.read(device.path, key=key).header
+            scan = header.read(device.path, key=keys.load)
+            if scan.header is not None:
+                regions.check(scan.header.payload, device.size_bytes)
+        except (MetadataError, KeyFileError) as err:
+            broken.append((device.path, err.message))
+            continue
         except DmsoftError:
             continue  # a disk that cannot be read is no member that can be used; it shows as missing
-        members.append(
-            Member(
-                device, payload, None if verified is None else verified.verified,
-                torn=any(c.status != "ok" for c in scan.copies),
-            )
-        )  # fmt: skip
+        if scan.header is not None:
+            torn = any(copy.status != "ok" for copy in scan.copies)
+            members.append(Member(device, scan.header.payload, scan.header.verified, torn, scan.doubt))
+        elif scan.is_member:
+            broken.append((device.path, "; ".join(copy.reason or copy.status for copy in scan.copies)))
     return Census(tuple(members), tuple(broken))
+
+
+def _is_same(path: str, recorded: Identity) -> bool:
+    try:
+        return bool(recorded.by_id) and matches(recorded, identify(path)) is None
+    except DmsoftError:
+        return False
 
 
 def _candidate(device: BlockDevice, by_name: dict[str, BlockDevice]) -> bool:
@@ -125,7 +137,7 @@ def _candidate(device: BlockDevice, by_name: dict[str, BlockDevice]) -> bool:
 @dataclass(frozen=True, slots=True)
 class Assembly:
     """A mirror's members as found: the primary, and whatever else of it is here. ``problems`` by label says why a
-    device that is here cannot be used."""
+    device that is here cannot be used; ``doubt`` why the primary's header is not to be believed about its data."""
 
     primary: Placed[Primary]
     primary_device: BlockDevice
@@ -135,14 +147,26 @@ class Assembly:
     caches: dict[str, Placed[Cache]]
     devices: dict[str, BlockDevice]
     problems: dict[str, str]
+    doubt: str | None = None
+
+
+def doubted(payload: Secondary, reason: str | None) -> Secondary:
+    """The header as it has to be understood when ``reason`` casts doubt on it."""
+    return payload if reason is None else payload.replace(sync=payload.sync.replace(doubt=reason[:200]))
 
 
 def primary_of(name: str, seen: Census) -> Member:
     """The primary of the mirror ``name``; raises `NotFoundError`, or `DuplicateError` for two mirrors of a name."""
-    known = next((e.mirror_uuid for e in registry.entries() if e.name == name), None)
+    known = next((e for e in registry.entries() if e.name == name), None)
     found = [m for m in seen.primaries() if m.payload.mirror_name == name]
     if known is not None:
-        found = [m for m in found if m.payload.mirror_uuid == known]
+        found = [m for m in found if m.payload.mirror_uuid == known.mirror_uuid]
+        bad = None if found else seen.broken_at(known.primary)
+        if bad is not None:
+            raise HeaderBadError(
+                f"The primary of {name}, {bad[0]}, has a header that cannot be used: {bad[1]}",
+                hint="Look at it with `dmsoft examine`; its data are still there, but nothing may act on them.",
+            )
     if not found:
         what = f"The primary of the mirror {name} is not here." if known else f"There is no mirror named {name}."
         raise NotFoundError(what, hint="Plug in its primary; `dmsoft status` lists the mirrors that are known.")
@@ -174,17 +198,20 @@ def assemble(name: str, seen: Census | None = None) -> Assembly:
         try:
             found = _member(seen, record.member_uuid, record.identity, payload.mirror_uuid)
             if found is not None and isinstance(found.payload, Secondary):
-                secondaries[record.label] = Placed(found.payload, found.number)
+                secondaries[record.label] = Placed(doubted(found.payload, found.doubt), found.number)
                 devices[record.label] = found.device
             if record.via.cache_uuid is not None and record.via.cache_identity is not None:
                 cache = _member(seen, record.via.cache_uuid, record.via.cache_identity, payload.mirror_uuid)
                 if cache is not None and isinstance(cache.payload, Cache):
                     caches[record.label] = Placed(cache.payload, cache.number)
+            bad = seen.broken_at(record.identity) if found is None else None
+            if bad is not None:
+                problems[record.label] = f"The header on {bad[0]} cannot be used: {bad[1]}"
         except RefusedError as err:
             problems[record.label] = err.message
     return Assembly(
         Placed(payload, member.number), member.device, key, _metadata(seen, payload),
-        secondaries, caches, devices, problems,
+        secondaries, caches, devices, problems, member.doubt,
     )  # fmt: skip
 
 

@@ -98,7 +98,8 @@ def _bring_up(running: Running) -> str | None:
         if not running.payload.tracker.formatted:
             with running.writing():
                 held = running.payload.tracker.replace(formatted=True, era_floor=status.era)
-                running.grant(running.payload.replace(tracker=held))
+                # A permission is taken away: from here on the kernel may not format, whichever copy counts.
+                running.withdraw(running.payload.replace(tracker=held))
     except BaseException:
         with contextlib.suppress(DmsoftError):
             dismantle([wanted[0].node, wanted[1].node, names.top])
@@ -114,7 +115,7 @@ def _check_tracker(running: Running) -> str | None:
     """
     payload = running.payload
     found = _look(running)
-    doubt = tracker.doubt(
+    doubt = running.assembly.doubt or tracker.doubt(
         payload.tracker, found,
         block_sectors=payload.block_bytes // SECTOR,
         nr_blocks=regions.nr_blocks(running.data.length, payload.block_bytes),
