@@ -12,8 +12,8 @@ import os
 import select
 import signal
 import subprocess
-import sys
 import time
+from typing import Any, NoReturn
 
 PORTS = "/dev/virtio-ports/dmsoft."
 CHUNK = 1 << 18
@@ -40,7 +40,7 @@ def send(control: int, **message: object) -> None:
     write_all(control, json.dumps(message).encode() + b"\n")
 
 
-def receive(control: int) -> dict[str, object]:
+def receive(control: int) -> dict[str, Any]:
     line = b""
     while not line.endswith(b"\n"):
         # A port whose host side is not connected yet reads as end of file.
@@ -48,7 +48,7 @@ def receive(control: int) -> dict[str, object]:
         if not part:
             time.sleep(0.05)
         line += part
-    message: dict[str, object] = json.loads(line)
+    message: dict[str, Any] = json.loads(line)
     return message
 
 
@@ -74,21 +74,20 @@ class Relay:
             self.moved += len(data)
 
 
-def start(request: dict[str, object], out: Relay, err: Relay) -> "subprocess.Popen[bytes] | int":
+def start(argv: list[str], cwd: str, env: dict[str, str], out: Relay, err: Relay) -> "subprocess.Popen[bytes] | int":
     """The running command, or the shell's status for a command that cannot start (126, 127), said on stderr."""
-    argv = request["argv"]
     try:
         return subprocess.Popen(
-            argv,  # type: ignore[call-overload]
-            cwd=request["cwd"],
-            env=request["env"],
+            argv,
+            cwd=cwd,
+            env=env,
             stdin=subprocess.DEVNULL,
             stdout=out.sink,
             stderr=err.sink,
             start_new_session=True,
         )
     except OSError as error:
-        os.write(err.sink, f"{argv[0]}: {error.strerror}\n".encode())  # type: ignore[index]
+        os.write(err.sink, f"{argv[0]}: {error.strerror}\n".encode())
         return 127 if isinstance(error, FileNotFoundError) else 126
 
 
@@ -118,13 +117,13 @@ def synchronize() -> bool:
     return bool(select.select([os.pidfd_open(child)], [], [], SYNC_SECONDS)[0])
 
 
-def main() -> None:
+def main() -> NoReturn:
     signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     control = open_port("control")
     send(control, ready=True)
     request = receive(control)
     out, err = Relay("stdout"), Relay("stderr")
-    child = start(request, out, err)
+    child = start(request["argv"], request["cwd"], request["env"], out, err)
     os.close(out.sink)
     os.close(err.sink)
     status = child if isinstance(child, int) else relay_until_exit(child, out, err)
@@ -138,4 +137,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -11,7 +11,7 @@ import lzma
 import shutil
 from pathlib import Path
 
-from virtme.cpiowriter import CpioWriter
+from virtme.cpiowriter import CpioWriter  # type: ignore[import-untyped]
 
 from tests.harness.bootimage import unpack_zstd
 from tests.harness.cached import cached, identity
@@ -63,18 +63,13 @@ def build(kernel: Kernel, cache: Path) -> Path:
 
 def _load_order(kernel: Kernel) -> list[Path]:
     """The files of the modules a guest needs before it sees its root, dependencies first; built-in ones drop out."""
-    files: dict[Path, None] = {}
-    dependencies: dict[str, tuple[str, list[str]]] = {}
+    dependencies: dict[str, list[str]] = {}
     for line in (kernel.modules / "modules.dep").read_text().splitlines():
         path, _, needs = line.partition(":")
-        dependencies[Path(path).name.partition(".")[0].replace("-", "_")] = (path, needs.split())
-    for module in _MODULES:
-        path, needs = dependencies.get(module, ("", []))
         # modules.dep lists the nearest dependency first, so the deepest one comes last.
-        for name in (*reversed(needs), path):
-            if name:
-                files[kernel.modules / name] = None
-    return list(files)
+        dependencies[Path(path).name.partition(".")[0].replace("-", "_")] = [*reversed(needs.split()), path]
+    names = [name for module in _MODULES for name in dependencies.get(module, [])]
+    return [kernel.modules / name for name in dict.fromkeys(names)]
 
 
 def _archive(busybox: Path, modules: list[Path]) -> bytes:

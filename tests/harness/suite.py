@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``./dev test``: pytest on the host and in VMs, two runs at a time, one total.
+
+Without a PATH: the unit tests, the tests that crash VMs, all VM tests on kernel 6.1, and the tests marked ``smoke`` on
+6.12 and 7.2. What follows ``--`` goes to every pytest.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.harness import kernels
+from tests.harness.guestkit import DISKS
+from tests.harness.qemu import CHECKOUT
+
+TOTALS = "dmsoft-totals "
+SMOKE_KERNELS = ("7.2", "6.12")
+MORE_KERNELS = ("6.18", "5.10")
+SHARDS = 2
+PARALLEL = 2
+VM_SECONDS = 1500
+# Long before that, pytest says where a test that hangs does so.
+TEST_SECONDS = 600
+_NOTHING_SELECTED = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of pytest: on the host, or in a VM with ``kernel``."""
+
+    name: str
+    paths: tuple[str, ...]
+    marks: str
+    kernel: str | None = None
+
+    def argv(self, extra: Sequence[str], timeout: int = VM_SECONDS) -> list[str]:
+        """The command that runs it, from the root of the checkout."""
+        pytest = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]
+        pytest += ["-o", f"faulthandler_timeout={TEST_SECONDS}"]
+        pytest += ["-m", self.marks, *self.paths, *extra]
+        if self.kernel is None:
+            return pytest
+        vm = [sys.executable, "-m", "tests.harness", "--kernel", self.kernel, "--memory", "1536"]
+        vm += ["--timeout", str(timeout)]
+        for serial, size in DISKS.items():
+            vm += ["--disk", f"{size}:{serial}"]
+        return [*vm, "--", *pytest]
+
+
+@dataclass
+class Totals:
+    """Counts of tests over all jobs so far, and what went wrong outside of any test."""
+
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{self.passed} passed, {self.failed} failed, {self.skipped} skipped"
+
+
+def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job]:
+    """The runs to make, the longest first. ``paths`` are files, folders or node ids below tests/."""
+    usual = "" if everything else "not slow"
+    if paths:
+        return list(_plan_paths(paths, kernel))
+    if kernel:
+        return _shards(kernel, usual)
+    jobs = [*_shards(kernels.DEFAULT, usual), Job("crash", ("tests/crash",), usual)]
+    for version in SMOKE_KERNELS + MORE_KERNELS * everything:
+        jobs.append(Job(version, ("tests/vm",), "smoke" if everything else "smoke and not slow", version))
+    return [Job("unit", ("tests/unit",), usual), *jobs]
+
+
+def _plan_paths(paths: Sequence[str], kernel: str | None) -> Iterator[Job]:
+    """What is named is run, marked slow or not."""
+    inside = tuple(path for path in paths if _in_guest(path))
+    outside = tuple(path for path in paths if not _in_guest(path))
+    if inside:
+        version = kernel or kernels.DEFAULT
+        yield Job(version, inside, "", version)
+    if outside:
+        yield Job("host", outside, "")
+
+
+def _in_guest(path: str) -> bool:
+    file = Path(path.partition("::")[0]).resolve()
+    return file.is_relative_to(CHECKOUT / "tests/vm")
+
+
+def _shards(kernel: str, marks: str) -> list[Job]:
+    """The VM suite in runs of like size; a file's length stands for the time its tests take."""
+    files = sorted((CHECKOUT / "tests/vm").glob("**/test_*.py"), key=lambda file: -file.stat().st_size)
+    shards: list[list[Path]] = [[] for _ in range(SHARDS)]
+    for file in files:
+        min(shards, key=lambda shard: sum(member.stat().st_size for member in shard)).append(file)
+    names = [tuple(sorted(str(file.relative_to(CHECKOUT)) for file in shard)) for shard in shards]
+    return [Job(f"{kernel}/{number}", paths, marks, kernel) for number, paths in enumerate(names, 1) if paths]
+
+
+class Runner:
+    """Runs jobs side by side, with each line of theirs prefixed by the job's name."""
+
+    def __init__(self, extra: Sequence[str], environment: dict[str, str]) -> None:
+        self._extra = extra
+        self._environment = environment
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[str]] = set()
+        self._stopping = False
+        self.totals = Totals()
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        with ThreadPoolExecutor(PARALLEL) as pool:
+            try:
+                list(pool.map(self._execute, jobs))
+            finally:
+                self._stop()
+
+    def _stop(self) -> None:
+        """Each child cleans up after itself on SIGTERM; jobs that have not begun never do."""
+        with self._lock:
+            self._stopping = True
+            for process in self._running:
+                process.terminate()
+
+    def _execute(self, job: Job) -> None:
+        started = time.monotonic()
+        with self._lock:
+            if self._stopping:
+                return
+            process = subprocess.Popen(
+                job.argv(self._extra),
+                cwd=CHECKOUT,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                # A Ctrl-C reaches the runner alone, which then ends its jobs in order.
+                start_new_session=True,
+            )
+            self._running.add(process)
+        counts = self._relay(job, process)
+        status = process.wait()
+        with self._lock:
+            self._running.discard(process)
+            self._add(job, counts, status)
+        self._say(job, f"ended with status {status} after {time.monotonic() - started:.0f} s")
+
+    def _relay(self, job: Job, process: "subprocess.Popen[str]") -> dict[str, int] | None:
+        """Print a job's output as it comes; the counts of its last line, if it came to that."""
+        counts: dict[str, int] | None = None
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(TOTALS):
+                counts = json.loads(line.removeprefix(TOTALS))
+            else:
+                self._say(job, line.rstrip("\n"))
+        return counts
+
+    def _say(self, job: Job, line: str) -> None:
+        with self._lock:
+            print(f"[{job.name}] {line}", flush=True)
+
+    def _add(self, job: Job, counts: dict[str, int] | None, status: int) -> None:
+        counts = counts or {}
+        self.totals.passed += counts.get("passed", 0)
+        self.totals.failed += counts.get("failed", 0)
+        self.totals.skipped += counts.get("skipped", 0)
+        # A run that broke off, or was no run at all, is one failure more than the tests it could count.
+        if status not in (0, _NOTHING_SELECTED) and not counts.get("failed"):
+            self.totals.failed += 1
+            self.totals.lines.append(f"[{job.name}] did not finish its tests: status {status}")
+
+
+def main(argv: list[str]) -> int:
+    """Exit status 0 if at least one test ran and none failed."""
+    arguments, extra = _parse(argv)
+    environment = dict(os.environ, DMSOFT_TEST_TOTALS="1", PYTHONUNBUFFERED="1")
+    environment.setdefault("DMSOFT_TEST_SEED", str(random.SystemRandom().randrange(1 << 32)))
+    print(f"seed: DMSOFT_TEST_SEED={environment['DMSOFT_TEST_SEED']}", flush=True)
+    runner = Runner(extra, environment)
+    runner.run(plan(arguments.paths, arguments.kernel, arguments.all))
+    totals = runner.totals
+    for line in totals.lines:
+        print(line)
+    if not totals.passed and not totals.failed:
+        print("no test ran")
+    print(totals, flush=True)
+    return 0 if totals.passed and not totals.failed else 1
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    extra: list[str] = []
+    if "--" in argv:
+        at = argv.index("--")
+        argv, extra = argv[:at], argv[at + 1 :]
+    parser = argparse.ArgumentParser(prog="dev test", description=__doc__)
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="file, folder or node id; tests/vm/... run in a VM")
+    parser.add_argument("--kernel", help="run the VM tests alone, on this kernel")
+    parser.add_argument("--all", action="store_true", help="slow tests too, and the smoke tests on 6.18 and 5.10")
+    return parser.parse_args(argv), extra
+
+
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _end)
+    sys.exit(main(sys.argv[1:]))
