@@ -18,8 +18,8 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 
 _SUFFIXES: Final = "KMGTPE"
-_SIZE = re.compile(r"(\d+)\s*(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE)
-_DURATION = re.compile(r"(\d+)\s*(ms|s|m|h|d|w)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,18})\s*(?:([KMGTPE])(?:i?B)?|B)?", re.IGNORECASE | re.ASCII)
+_DURATION = re.compile(r"(\d{1,18})\s*(ms|s|m|h|d|w)?", re.IGNORECASE | re.ASCII)
 _SECONDS: Final = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
