@@ -100,6 +100,12 @@ class Device:
         self.uuid = uuid
         self.inner = inner
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device) and other.uuid == self.uuid
+
+    def __hash__(self) -> int:
+        return hash(self.uuid)
+
     def __repr__(self) -> str:
         return f"Device({self.name!r}, {self.uuid!r})"
 

@@ -66,6 +66,11 @@ class Helper:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def busy(self) -> bool:
+        """Whether something was started and not waited for to its end."""
+        return self._pending is not None
+
     def start(self, operation: Operation, device: Device) -> Cookie:
         """Have it make one ioctl; `wait` for it. ValueError if the last one has not been waited for.
 

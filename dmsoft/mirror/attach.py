@@ -20,8 +20,9 @@ from dmsoft.member.payload import Cache
 from dmsoft.member.regions import slot
 from dmsoft.mirror import lower
 from dmsoft.mirror.execute import device, dismantle, ensure
+from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.names import SLOTS_PER_SET, Node
-from dmsoft.mirror.plan import Placed, leg, leg_nodes, lower_linear, raid
+from dmsoft.mirror.plan import Placed, leg, leg_nodes, raid
 from dmsoft.mirror.running import Running, flush, node_path
 from dmsoft.units import SECTOR
 
@@ -30,36 +31,35 @@ _SLOT_HEAD_BYTES = 8192
 _CACHE_HEAD_BYTES = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Attachment:
-    """A raid1 that waits in the lower's inactive slot."""
+    """A raid1 that waits in the lower's inactive slot; ``swapped`` when it has become live."""
 
     labels: tuple[str, ...]
-    nodes: tuple[Node, ...]
+    swapped: bool = False
 
 
 @contextlib.contextmanager
 def prepared(running: Running, labels: Sequence[str]) -> Iterator[Attachment]:
-    """Prepare to attach ``labels``, whose legs must be detached by now; take it all down again if the block raises."""
+    """Prepare to attach ``labels``, detached by now; what the block does not swap in is taken down again."""
     require_targets(["raid", *(_targets(running, labels))])
     names = running.names
     slot_set = _free_slot_set(running)
     wanted = raid(running.assembly.primary, labels, slot_set)
     parts, (top,) = wanted[:-1], wanted[-1:]
-    made: list[Node] = []
+    attachment, made = Attachment(tuple(labels)), []
     try:
         for label in labels:
             made += ensure_leg(running, label)
         made += ensure(parts)
         _zero_slots(running, slot_set, len(labels) + 1)
         device(names.lower).load(top.table)
-        yield Attachment(tuple(labels), tuple(made))
-    except BaseException:
-        with contextlib.suppress(DmsoftError):
-            if not lower.attached_labels(names, labels):
+        yield attachment
+    finally:
+        if not attachment.swapped and not lower.is_raid(names):
+            with contextlib.suppress(DmsoftError):
                 device(names.lower).clear()
                 dismantle(made)
-        raise
 
 
 def claim(running: Running, label: str) -> None:
@@ -92,11 +92,11 @@ def ensure_leg(running: Running, label: str) -> list[Node]:
     return ensure(leg(running.payload, record, placed, cache, block_bytes))
 
 
-def detach(running: Running, labels: Sequence[str]) -> None:
+def detach(running: Running, labels: Sequence[str], guard: Guard) -> None:
     """Uncouple every secondary: the lower becomes linear. Legs of ``labels`` are removed, so that no cache can write
     anything over what is copied to the disk afterwards."""
     if lower.is_raid(running.names):
-        lower.detach(running.names, lower_linear(running.assembly.primary))
+        lower.detach(running.names, guard)
     for label in labels:
         dismantle(leg_nodes(running.names, label))
 

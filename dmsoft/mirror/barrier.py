@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from dmsoft.dm import memory
+from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Device
 from dmsoft.errors import DeviceError
 from dmsoft.inventory.usage import Usage
-from dmsoft.mirror.guard import Guard
+from dmsoft.mirror.execute import device
+from dmsoft.mirror.guard import Guard, resume_watched
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names
 
@@ -45,6 +47,10 @@ class Barrier:
     lower_suspended: bool = False
     _cookies: list[Callable[[], None]] = field(default_factory=list)
 
+    def owes(self, cookie: Cookie) -> None:
+        """Wait for that cookie when everything is resumed."""
+        self._cookies.append(cookie.wait)
+
     def check(self) -> None:
         """Raise `BarrierLostError` unless the top is still suspended."""
         info = self.top.info()
@@ -64,7 +70,7 @@ def barrier(
     The block must be short and must not fork or log. If it raises, the top is resumed and the exception goes on. Raises
     `BarrierLostError` when the guard had to resume first. ``stall_seconds`` of the yielded barrier is final afterwards.
     """
-    top, lower = (Device(node.name, node.uuid) for node in (names.top, names.lower))
+    top, lower = device(names.top, inner=False), device(names.lower)
     state = Barrier(top, lower, guard)
     if freeze:
         _sync_filesystems(names.top.path)
@@ -80,9 +86,9 @@ def barrier(
         finally:
             try:
                 _resume(state)
+                guard.disarm()  # not if the resume failed: then it is the guard's turn
             finally:
                 state.stall_seconds = time.monotonic() - start
-                guard.disarm()
                 gc.enable()
         for wait in state._cookies:
             wait()
@@ -96,11 +102,11 @@ def _resume(state: Barrier) -> None:
             info = state.lower.info()
             if info is not None and info.suspended:
                 state.lower.load(state.guard.fallback)
-                state.lower.resume(wait=False)
+                state.owes(resume_watched(state.guard.helper, state.lower))
     finally:
         cookie = state.top.resume(wait=False)
         if cookie is not None:
-            state._cookies.append(cookie.wait)
+            state.owes(cookie)
 
 
 def _sync_filesystems(path: str) -> None:

@@ -23,9 +23,8 @@ from dmsoft.mirror import attach
 from dmsoft.mirror.attach import Attachment
 from dmsoft.mirror.barrier import Barrier, barrier
 from dmsoft.mirror.execute import device
-from dmsoft.mirror.guard import Guard
+from dmsoft.mirror.guard import Guard, resume_watched
 from dmsoft.mirror.job import Job
-from dmsoft.mirror.lower import resume_watched
 from dmsoft.mirror.progress import Progress
 from dmsoft.mirror.running import Running
 from dmsoft.resync.copy import REQUEST_BYTES, CancelledError, Copier, Side, Staging, Tally
@@ -211,8 +210,8 @@ class Run:
             self._final_barrier(since, None)
 
     def _final_barrier(self, since: int | None, attachment: Attachment | None) -> None:
-        for job in self.alive:
-            if job.attach or self._size(self._union()):
+        if attachment is not None:
+            for job in self.alive:
                 self._try(job, job.spoil)
         stage = Staging(2 * self._budget())
         inside, after = Tally.of(len(self.jobs)), Tally.of(len(self.jobs))
@@ -225,7 +224,9 @@ class Run:
             if fits and attachment is not None:
                 stage.drain(sides, inside)
                 here.check()
-                self._swap(here)
+                if not inside.failed:
+                    self._swap(here)
+                    attachment.swapped = True
         self.stalls.append(here.stall_seconds)
         if not fits:
             raise DeviceError(
@@ -235,7 +236,8 @@ class Run:
         self.running.flush_primary()
         if attachment is None:
             for job in self.alive:
-                self._try(job, job.spoil)
+                if job.owed:
+                    self._try(job, job.spoil)
             stage.drain(sides, after)
         self._settle(inside)
         self._settle(after)
@@ -260,7 +262,7 @@ class Run:
         lower = device(self.running.names.lower)
         here.lower_suspended = True
         lower.suspend(lockfs=False)
-        resume_watched(lower)
+        here.owes(resume_watched(self.guard.helper, lower))
         here.lower_suspended = False
 
 

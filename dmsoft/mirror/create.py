@@ -20,6 +20,7 @@ from dmsoft.member.distinct import distinct
 from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.payload import (
     MAX_SECONDARIES,
+    MAX_SECONDS,
     AnyPayload,
     Cache,
     MemberRecord,
@@ -36,10 +37,10 @@ from dmsoft.mirror.catchup import now
 from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, check_label, check_name, new_uuid
-from dmsoft.mirror.plan import Placed, Wanted, base, leg, names_of
+from dmsoft.mirror.plan import Placed, Wanted, base, check_coupled, leg, names_of
 from dmsoft.mirror.running import Running
 from dmsoft.mirror.start import inner_nodes, started
-from dmsoft.units import MIB
+from dmsoft.units import GIB, MIB, format_size
 
 DEFAULT_BLOCK_BYTES = MIB
 DEFAULT_INTERVAL = 300.0
@@ -92,6 +93,8 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
     """
     check_name(spec.name)
     _check_labels([each.label for each in spec.secondaries])
+    _check_block_size(spec.block_bytes)
+    _check_interval(spec.interval)
     everything = [spec.primary, *([spec.metadata] if spec.metadata else []), *devices_of(spec.secondaries)]
     distinct(everything)
     require_targets(["era", "linear"])
@@ -129,6 +132,19 @@ def _check_labels(labels: Sequence[str]) -> None:
         raise UsageError("Two secondaries have the same label.", hint="Give each one its own: --secondary LABEL=DEV.")
     if len(labels) > MAX_SECONDARIES:
         raise UsageError(f"A mirror has at most {MAX_SECONDARIES} secondaries.")
+
+
+def _check_block_size(size_bytes: int) -> None:
+    if size_bytes % 4096 or not 4096 <= size_bytes <= 2 * GIB:
+        raise UsageError(
+            f"Blocks of {format_size(size_bytes)} cannot be tracked.",
+            hint="Choose a multiple of 4 KiB, from 4K to 2G; 1M suits most disks.",
+        )
+
+
+def _check_interval(seconds: float) -> None:
+    if not 0 <= seconds <= MAX_SECONDS:
+        raise UsageError(f"An interval of {seconds:.0f} seconds is too long.", hint="Choose one such as 30s, 5m or 1d.")
 
 
 def devices_of(secondaries: Sequence[SecondarySpec]) -> list[str]:
@@ -197,7 +213,12 @@ def _headers(spec: MirrorSpec, mirror_uuid: str, opened: Mapping[str, GatedDevic
 def secondary_headers(
     spec: SecondarySpec, primary: Primary, opened: Mapping[str, GatedDevice]
 ) -> tuple[dict[str, AnyPayload], MemberRecord]:
-    """The headers of one new secondary and its cache by path, and the primary's record of it."""
+    """The headers of one new secondary and its cache by path, and the primary's record of it.
+
+    Raises `UsageError` for what a header cannot hold, `TooSmallError`.
+    """
+    _check_interval(spec.interval)
+    check_coupled(sum(record.mode == "write-behind" for record in primary.members) + (spec.mode == "write-behind"))
     disk = opened[spec.device]
     data = primary.regions["data"]
     uuid, name, created = primary.mirror_uuid, primary.mirror_name, now()

@@ -23,7 +23,9 @@ from dataclasses import dataclass
 import msgspec
 
 from dmsoft.dm import memory
+from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Device
+from dmsoft.dm.helper import Helper, Operation
 from dmsoft.dm.targets import Linear, Segment, Table
 from dmsoft.errors import DeviceError, DmsoftError
 from dmsoft.mirror.names import Node
@@ -33,6 +35,8 @@ from dmsoft.units import Sectors
 _READY_SECONDS = 60
 _WATCH_SECONDS = 2.0
 _POLL_SECONDS = 0.05
+_RESUME_SECONDS = 30.0
+_RESUME_POLL_SECONDS = 0.005
 
 
 class Charge(msgspec.Struct, frozen=True):
@@ -58,16 +62,25 @@ def charge(top: Node, lower: Node, table: Table) -> Charge:
 
 @dataclass(slots=True)
 class Guard:
-    """The caller's end. A context manager: the guard process lives as long as the block."""
+    """The caller's end. A context manager: the guard process lives as long as the block, and resumes what is suspended
+    and still armed at its end."""
 
     charge: Charge
     _in: int = -1
     _out: int = -1
+    _helper: Helper | None = None
 
     @property
     def fallback(self) -> Table:
         """The plain linear table of the lower."""
         return _fallback(self.charge)
+
+    @property
+    def helper(self) -> Helper:
+        """For resumes of the lower that may not return."""
+        if self._helper is None:
+            raise DeviceError("The guard is not running.")
+        return self._helper
 
     def __enter__(self) -> "Guard":
         argv = [sys.executable, "-I", "-m", "dmsoft.mirror.guard", msgspec.json.encode(self.charge).decode()]
@@ -75,15 +88,24 @@ class Guard:
         if not self._wait_for(b"ready", _READY_SECONDS):
             self.__exit__()
             raise DeviceError("The guard process that resumes a suspended mirror did not start.")
+        self._helper = Helper([_lower(self.charge)])
         return self
 
     def __exit__(self, *_: object) -> None:
         for fd in (self._in, self._out):
             with contextlib.suppress(OSError):
                 os.close(fd)
+        if self._helper is not None:
+            self._helper.close()
 
     def arm(self) -> None:
-        """Raises `DeviceError` when the guard is gone: nothing may be suspended without one."""
+        """Raises `DeviceError` when the guard is gone: nothing may be suspended without one.
+
+        Call it while nothing is suspended: a helper that is still stuck in its last resume is replaced by a new one.
+        """
+        if self.helper.busy and not self.helper.wait(0):
+            self.helper.close()
+            self._helper = Helper([_lower(self.charge)])
         self._say(b"arm\n")
 
     def deadline(self, seconds: float) -> None:
@@ -108,30 +130,52 @@ class Guard:
         return bool(ready) and word in os.read(self._out, 4096)
 
 
+def resume_watched(helper: Helper, target: Device) -> Cookie:
+    """Resume through the helper; returns when the device serves I/O, however long the ioctl itself takes.
+
+    The resume that replaces a raid1 may sit in the old table's destruction for as long as one of its legs hangs,
+    although the new table is live. The cookie is owed a wait. Raises `DeviceError` when nothing comes of it in time.
+    """
+    cookie = helper.start(Operation.RESUME, target)
+    deadline = time.monotonic() + _RESUME_SECONDS
+    while time.monotonic() < deadline:
+        done = helper.wait(_RESUME_POLL_SECONDS)
+        info = target.info()
+        if info is not None and not info.suspended and not info.inactive_table:
+            return cookie
+        if done:
+            break
+    raise DeviceError(f"{target.name} did not resume.", hint="The kernel log (dmesg) says why; the primary goes on.")
+
+
 def main() -> None:
     """The guard process itself; its one argument is the charge as JSON."""
     mine = msgspec.json.decode(sys.argv[1], type=Charge)
-    top, lower = Device(mine.top_name, mine.top_uuid), Device(mine.lower_name, mine.lower_uuid)
+    top, lower = Device(mine.top_name, mine.top_uuid), _lower(mine)
     fallback = _fallback(mine)
-    with memory.locked():
+    with Helper([lower]) as helper, memory.locked():
         # Every page and every lazy import that the way out needs is touched once, here.
         top.info(), lower.info(), time.monotonic(), str(fallback[0])
         os.write(1, b"ready\n")
-        _keep(top, lower, fallback)
+        _keep(top, lower, fallback, helper)
+
+
+def _lower(mine: Charge) -> Device:
+    return Device(mine.lower_name, mine.lower_uuid, inner=True)
 
 
 def _fallback(mine: Charge) -> Table:
     return (Segment(Sectors(0), Sectors(mine.length), Linear(mine.device, Sectors(mine.offset))),)
 
 
-def _keep(top: Device, lower: Device, fallback: Table) -> None:
+def _keep(top: Device, lower: Device, fallback: Table, helper: Helper) -> None:
     armed, deadline, pending = False, None, b""
     while True:
         wait = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready, _, _ = select.select([0], [], [], wait)
         data = os.read(0, 4096) if ready else b""
         if (ready and not data) or not ready:
-            if armed and _resume(top, lower, fallback, watch=bool(ready)):
+            if armed and _rescue(top, lower, fallback, helper, watch=bool(ready)):
                 with contextlib.suppress(OSError):
                     os.write(1, b"tripped\n")
             if ready:
@@ -145,28 +189,31 @@ def _keep(top: Device, lower: Device, fallback: Table) -> None:
             deadline = time.monotonic() + float(value) if word == b"deadline" else None
 
 
-def _resume(top: Device, lower: Device, fallback: Table, *, watch: bool) -> bool:
-    """Resume whatever of the two is suspended; with ``watch`` keep looking a while, since a dying caller's suspend
-    may still be on its way through the kernel. Returns whether anything had to be resumed."""
+def _rescue(top: Device, lower: Device, fallback: Table, helper: Helper, *, watch: bool) -> bool:
+    """Resume whatever of the two is suspended, bottom up; with ``watch`` keep looking a while, since a dying caller's
+    suspend may still be on its way through the kernel. Returns whether anything had to be resumed."""
     until, acted = time.monotonic() + (_WATCH_SECONDS if watch else 0), False
     while True:
-        acted |= _resume_once(lower, fallback) | _resume_once(top, None)
+        if _is_suspended(lower):
+            acted = True
+            with contextlib.suppress(DmsoftError, ValueError):
+                lower.load(fallback)
+                resume_watched(helper, lower)
+        if _is_suspended(top):
+            acted = True
+            with contextlib.suppress(DmsoftError):
+                top.resume(wait=False)
         if time.monotonic() >= until:
             return acted
         time.sleep(_POLL_SECONDS)
 
 
-def _resume_once(device: Device, fallback: Table | None) -> bool:
+def _is_suspended(device: Device) -> bool:
     try:
         info = device.info()
-        if info is None or not info.suspended:
-            return False
-        if fallback is not None:
-            device.load(fallback)
-        device.resume(wait=False)
     except DmsoftError:
         return False
-    return True
+    return info is not None and info.suspended
 
 
 if __name__ == "__main__":

@@ -1,24 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Swapping what lies under the top: linear for raid1 and back, while the primary goes on.
 
-The resume ioctl that replaces a raid1 may sit in the old table's destruction for as long as one of its legs hangs,
-although the new table already serves I/O. So it runs in a helper thread and the device itself is watched.
+Swaps and questions to the raid1 are made under the mirror's kernel lock.
 """
 
 import contextlib
-import threading
-import time
 from collections.abc import Sequence
 
-from dmsoft.dm.device import Device
 from dmsoft.dm.targets import Raid1, RaidStatus
-from dmsoft.errors import BusyError, DeviceError, DmsoftError
+from dmsoft.errors import BusyError
 from dmsoft.mirror.execute import device, dismantle
+from dmsoft.mirror.guard import Guard, resume_watched
+from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import SLOTS_PER_SET, Names, Node
-from dmsoft.mirror.plan import Wanted
 
 _SWAP_SECONDS = 30.0
-_POLL_SECONDS = 0.005
 
 
 def raid_status(names: Names) -> RaidStatus | None:
@@ -52,47 +48,28 @@ def attached_labels(names: Names, labels: Sequence[str]) -> list[str]:
     return found
 
 
-def detach(names: Names, linear: Wanted) -> None:
+def detach(names: Names, guard: Guard) -> None:
     """Put the plain linear table back under the top; waits for behind writes that are under way.
 
-    The top is not suspended: I/O waits in the lower for the moment of the swap.
+    The top is not suspended: I/O waits in the lower for the moment of the swap. Should this process die or hang in
+    between, the guard does the rest.
     """
-    lower = device(names.lower)
-    lower.load(linear.table)
-    try:
-        lower.suspend(lockfs=False)
-    except BaseException:
-        lower.clear()
-        raise
-    resume_watched(lower)
+    target = device(names.lower)
+    with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
+        target.load(guard.fallback)
+        guard.arm()
+        try:
+            target.suspend(lockfs=False)
+        except BaseException:
+            guard.disarm()
+            target.clear()
+            raise
+        guard.deadline(_SWAP_SECONDS)
+        cookie = resume_watched(guard.helper, target)
+        guard.disarm()
+    cookie.wait()
     with contextlib.suppress(BusyError):  # the old table may take its time; the next one uses other slots
         dismantle([*(names.slot(i) for i in range(2 * SLOTS_PER_SET)), names.primary])
-
-
-def resume_watched(target: Device) -> None:
-    """Resume in a helper thread; returns when the device serves I/O, however long the ioctl itself takes.
-
-    Raises `DeviceError` when the resume failed, or when nothing came of it in time.
-    """
-    failures: list[DmsoftError] = []
-
-    def attempt() -> None:
-        try:
-            target.resume(wait=False)
-        except DmsoftError as err:
-            failures.append(err)
-
-    thread = threading.Thread(target=attempt, name=f"resume-{target.name}", daemon=True)
-    thread.start()
-    deadline = time.monotonic() + _SWAP_SECONDS
-    while time.monotonic() < deadline:
-        info = target.info()
-        if info is not None and not info.suspended and not info.inactive_table:
-            return
-        if failures:
-            raise failures[0]
-        time.sleep(_POLL_SECONDS)
-    raise DeviceError(f"{target.name} did not resume within {_SWAP_SECONDS:.0f} seconds.")
 
 
 def leg_alive(node: Node) -> bool:
@@ -112,11 +89,12 @@ def leads_to(node: Node, number: str) -> bool:
 
 def leg_health(names: Names, label: str) -> str | None:
     """The raid1's letter for that leg (A, a, D or -), None when it has no such leg."""
-    status = raid_status(names)
-    leg = device(names.leg(label)).info()
-    if status is None or leg is None:
-        return None
-    (line,) = device(names.lower).table()
+    with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
+        status = raid_status(names)
+        leg = device(names.leg(label)).info()
+        if status is None or leg is None:
+            return None
+        (line,) = device(names.lower).table()
     target = line.segment().target
     if not isinstance(target, Raid1):
         return None

@@ -22,7 +22,7 @@ from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, check_label
 from dmsoft.mirror.plan import leg_nodes
-from dmsoft.mirror.running import Running, is_active, node_path
+from dmsoft.mirror.running import Running, guard_of, is_active, node_path
 from dmsoft.mirror.start import require_unused, started, uuid_of
 
 
@@ -82,7 +82,8 @@ def remove(name: str, label: str, *, dry_run: bool = False) -> bool:
         if dry_run:
             return bool(paths)
         if label in lower.attached_labels(running.names, [label]):
-            attach.detach(running, [label])
+            with guard_of(running) as guard:
+                attach.detach(running, [label], guard)
         dismantle(leg_nodes(running.names, label))
         with running.writing():
             running.withdraw(running.payload.without_member(label))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
 from dmsoft.dm.targets import Delay, DelayClass, Era, Linear, Raid1, RaidLeg, Segment, Table, WriteCache
+from dmsoft.errors import UsageError
 from dmsoft.member.payload import Cache, MemberRecord, Metadata, Primary, Region, Secondary
 from dmsoft.member.regions import raid_region_bytes, slot
 from dmsoft.mirror.names import SLOTS_PER_SET, Names, Node
@@ -25,6 +26,8 @@ from dmsoft.units import Sectors, sectors
 
 # md halves the number and counts requests: at most 256 behind writes of up to 1 MiB each are held in memory.
 MAX_WRITE_BEHIND: Final = 512
+# Each leg of the raid1 takes a slot of one set, and so does the primary.
+MAX_COUPLED: Final = SLOTS_PER_SET - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +125,10 @@ def raid(primary: Placed[Primary], labels: Sequence[str], slot_set: int) -> list
 
     Secondaries come first and the primary last: on 6.1 writes go behind only when the first leg is write-mostly. That
     order would make md's ``repair`` copy from a secondary, which is one reason why dmsoft never sends it. Two slot
-    sets take turns, since an old table may still write to its slots while it is being destroyed.
+    sets take turns, since an old table may still write to its slots while it is being destroyed. Raises `UsageError`
+    for more than `MAX_COUPLED` labels.
     """
+    check_coupled(len(labels))
     payload, names = primary.payload, names_of(primary.payload)
     length = data_sectors(payload)
     first = slot_set * SLOTS_PER_SET
@@ -139,6 +144,14 @@ def raid(primary: Placed[Primary], labels: Sequence[str], slot_set: int) -> list
         sync="nosync",
     )
     return [*slots, data, Wanted(names.lower, (Segment(Sectors(0), length, target),))]
+
+
+def check_coupled(count: int) -> None:
+    """Raise `UsageError` if so many write-behind secondaries have no slots."""
+    if count > MAX_COUPLED:
+        raise UsageError(
+            f"A mirror has at most {MAX_COUPLED} secondaries in write-behind mode.", hint="Add the others as periodic."
+        )
 
 
 def _linear(node: Node, number: str, region: Region) -> Wanted:

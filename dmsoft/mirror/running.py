@@ -14,10 +14,11 @@ from dmsoft.member.disk import open_for_read
 from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.header import write_granted, write_withdrawn
 from dmsoft.member.payload import Metadata, Primary, Region
+from dmsoft.mirror.guard import Guard, charge
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node
-from dmsoft.mirror.plan import Placed, names_of
+from dmsoft.mirror.plan import Placed, lower_linear, names_of
 from dmsoft.resync.copy import Side
 
 
@@ -141,6 +142,12 @@ def flush(disk: GatedDevice, what: str) -> None:
             f"{what} failed to flush its write cache: {err.strerror}.",
             hint="Nothing was promised; look at the disk's health and its cable, then run the command again.",
         ) from err
+
+
+def guard_of(running: Running) -> Guard:
+    """A guard for the mirror's top and lower, not started yet."""
+    linear = lower_linear(running.assembly.primary)
+    return Guard(charge(running.names.top, running.names.lower, linear.table))
 
 
 def metadata_place(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> tuple[str, Region]:

@@ -132,10 +132,9 @@ def _check_tracker(running: Running) -> str | None:
 
 
 def _doubted(record: MemberRecord, reason: str) -> MemberRecord:
-    """A secondary that was never copied stays so; any other is unknown now."""
-    if record.sync.era is None:
-        return record
-    return record.replace(sync=record.sync.replace(doubt=reason[:200]))
+    """The record of a secondary that is unknown now: no token counts. One never copied has nothing to doubt."""
+    sync = record.sync if record.sync.era is None else record.sync.replace(doubt=reason[:200])
+    return record.replace(sync=sync, token_pending=None, token_confirmed=None)
 
 
 def _look(running: Running) -> tracker.Found:

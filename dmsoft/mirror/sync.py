@@ -14,12 +14,11 @@ from dmsoft.member.payload import MemberRecord
 from dmsoft.mirror import attach, job, locate, lower
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
-from dmsoft.mirror.guard import Guard, charge
+from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.plan import lower_linear
 from dmsoft.mirror.progress import Planned, Progress, Reporter
-from dmsoft.mirror.running import Running
+from dmsoft.mirror.running import Running, guard_of
 
 DEFAULT_MAX_STALL = 0.2
 
@@ -71,12 +70,13 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
     with locked(uuid, "operation", name=wanted.name), contextlib.ExitStack() as stack:
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
-        records = _chosen(running, wanted.labels)
+        records, guard = _chosen(running, wanted.labels), None
         if not wanted.dry_run:
             if any(record.mode == "write-behind" for record in records):
                 attach.check_kernel()
             records = _with_coupled(running, records)
-            attach.detach(running, [r.label for r in records if r.mode == "write-behind"])
+            guard = stack.enter_context(guard_of(running))
+            attach.detach(running, [r.label for r in records if r.mode == "write-behind"], guard)
         jobs, errors = _open(running, records, stack, strict=bool(wanted.labels))
         progress = stack.enter_context(Progress(uuid, reporter))
         progress.planned(
@@ -84,8 +84,8 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
             sum(j.bytes_stale for j in jobs),
         )
         run = None
-        if jobs and not wanted.dry_run:
-            run = _run(running, jobs, progress, cancelled, wanted.max_stall, stack)
+        if jobs and guard is not None:
+            run = _run(running, jobs, guard, progress, cancelled, wanted.max_stall, stack)
         return _outcome(jobs, errors, run, time.monotonic() - start)
 
 
@@ -137,13 +137,11 @@ def _open(
 
 
 def _run(
-    running: Running, jobs: list[Job], progress: Progress, cancelled: threading.Event,
+    running: Running, jobs: list[Job], guard: Guard, progress: Progress, cancelled: threading.Event,
     max_stall: float, stack: contextlib.ExitStack,
 ) -> Run:  # fmt: skip
     stack.enter_context(running.writing())
     _note_pending(running, jobs)
-    names, linear = running.names, lower_linear(running.assembly.primary)
-    guard = stack.enter_context(Guard(charge(names.top, names.lower, linear.table)))
     reader = stack.enter_context(running.era_reader())
     source = stack.enter_context(running.primary_side())
     run = Run(running, jobs, guard, reader, source, progress, cancelled, max_stall)
@@ -162,9 +160,10 @@ def _note_pending(running: Running, jobs: Sequence[Job]) -> None:
             raise NotFoundError(f"{running.names.name} has no secondary {each.label}.")
         believed = each.decision.kind == "incremental"
         confirmed = each.payload.sync.token if believed else record.token_confirmed
+        sync = each.payload.sync.replace(doubt=each.payload.sync.doubt or record.sync.doubt)
         payload = payload.with_member(
             record.replace(
-                token_pending=each.token, token_confirmed=confirmed, sync=each.payload.sync, away_since=None,
+                token_pending=each.token, token_confirmed=confirmed, sync=sync, away_since=None,
             )
         )  # fmt: skip
     running.grant(payload)
