@@ -15,6 +15,7 @@ from dmsoft.errors import MetadataError
 
 MAX_BYTES = (1 << 63) - 1
 MAX_SECONDARIES = 16
+MAX_SECONDS = 1e9
 
 Bytes = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
 Count = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
@@ -25,7 +26,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,47}\Z")]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+]{0,31}\Z")]
 Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z\Z")]
 Reason = Annotated[str, Meta(max_length=200)]
-Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 
 Mode = Literal["periodic", "write-behind"]
 

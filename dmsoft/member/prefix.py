@@ -108,8 +108,9 @@ def unpack(block: bytes) -> Prefix | None:
 
 
 def build(payload: AnyPayload, *, slot: int, sequence: int, key: bytes | None) -> bytes:
-    """The bytes of one copy, a multiple of 4096. Raises `MetadataError` if the payload is too long for it."""
+    """The bytes of one copy, a multiple of 4096. Raises `MetadataError` for a payload that could not be read again."""
     data = payloads.encode(payload)
+    payloads.decode(data)  # values are checked on the way in only; what does not pass must never reach a disk
     if len(data) > MAX_PAYLOAD_BYTES:
         raise MetadataError(
             f"The header would take {len(data)} bytes, and {MAX_PAYLOAD_BYTES} is the most.",
