@@ -27,7 +27,9 @@ def decide(primary: Primary, record: MemberRecord, secondary: Secondary, current
     """``current_era`` of the running mirror; None when it is not known, which no incremental answer survives."""
     # A doubt noted by the primary is older than a header that carries the token of a run begun since.
     resumed = record.token_pending is not None and secondary.sync.token == record.token_pending
-    doubt = secondary.sync.doubt or (None if resumed else record.sync.doubt)
+    doubt = secondary.sync.doubt
+    if doubt is None and not resumed:
+        doubt = record.sync.doubt
     if doubt is not None:
         return Decision("compare", f"nothing is known of it for sure: {doubt}")
     if secondary.sync.era is None:

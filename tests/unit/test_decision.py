@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How much a secondary needs: every branch, and that doubt never ends in a smaller answer."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dmsoft.member.payload import MemberRecord, Primary, Secondary, Sync
+from dmsoft.mirror.decision import KINDS, Decision, decide, from_record
+from tests.mirror_model import TOKEN, TRACKER, primary, record, secondary
+
+OTHER = "8" * 32
+ERA = 7
+SYNCED = Sync(era=5, tracker=TRACKER, token=TOKEN, consistent=True)
+
+
+def of(
+    sync: Sync, *, noted: Sync | None = None, pending: str | None = None, confirmed: str | None = TOKEN,
+    era: int | None = ERA,
+) -> Decision:  # fmt: skip
+    mine = record("s1", sync=noted or sync).replace(token_pending=pending, token_confirmed=confirmed)
+    return decide(primary(mine), mine, secondary(primary(mine), "s1", sync=sync), era)
+
+
+def test_what_fits_is_incremental() -> None:
+    assert of(SYNCED) == Decision("incremental", "it holds everything written before era 5", 5)
+
+
+@pytest.mark.parametrize("era", [5, 6, 1 << 31])
+def test_an_era_that_the_primary_has_reached(era: int) -> None:
+    assert of(SYNCED, era=era).since == 5
+
+
+def test_never_copied_is_full() -> None:
+    assert of(Sync()).kind == "full"
+    assert of(Sync(), noted=SYNCED).kind == "full"
+    assert of(Sync(tracker=TRACKER, token=TOKEN)).kind == "full"
+
+
+def test_the_pending_token_is_as_good_as_the_confirmed_one() -> None:
+    assert of(SYNCED, pending=TOKEN, confirmed=None).since == 5
+    assert of(SYNCED, pending=TOKEN, confirmed=OTHER).since == 5
+    assert of(SYNCED, pending=OTHER, confirmed=TOKEN).since == 5
+
+
+@pytest.mark.parametrize(
+    ("sync", "changes", "why"),
+    [
+        (SYNCED.replace(doubt="the disk hummed"), {}, "the disk hummed"),
+        (SYNCED.replace(doubt=""), {}, "nothing is known"),
+        (SYNCED, {"noted": SYNCED.replace(doubt="")}, "nothing is known"),
+        (SYNCED.replace(doubt="the disk hummed"), {"pending": TOKEN}, "the disk hummed"),
+        (SYNCED.replace(era=None, doubt="the disk hummed"), {}, "the disk hummed"),
+        (SYNCED, {"noted": SYNCED.replace(doubt="zeroed")}, "zeroed"),
+        (SYNCED.replace(tracker=OTHER), {}, "began anew"),
+        (SYNCED.replace(tracker=None), {}, "began anew"),
+        (SYNCED.replace(token=None), {}, "older copy"),
+        (SYNCED.replace(token=None), {"pending": None, "confirmed": None}, "older copy"),
+        (SYNCED, {"confirmed": OTHER}, "older copy"),
+        (SYNCED, {"confirmed": None}, "older copy"),
+        (SYNCED, {"era": None}, "not known"),
+        (SYNCED, {"era": 4}, "has not reached"),
+    ],
+)
+def test_every_doubt_compares_every_block(sync: Sync, changes: dict[str, object], why: str) -> None:
+    found = of(sync, **changes)
+    assert found.kind == "compare" and found.since is None
+    assert why in found.reason
+
+
+def test_a_disk_that_is_away_is_judged_by_what_the_primary_noted() -> None:
+    def away(sync: Sync) -> Decision:
+        mine = record("s1", sync=sync)
+        return from_record(primary(mine), mine)
+
+    assert away(SYNCED) == Decision("incremental", "it holds everything written before era 5", 5)
+    assert away(Sync()).kind == "full"
+    assert away(SYNCED.replace(tracker=OTHER)).kind == "compare"
+    assert away(SYNCED.replace(doubt="zeroed")).kind == "compare"
+    assert away(Sync(doubt="zeroed")).kind == "compare"
+
+
+trackers, tokens = st.sampled_from([TRACKER, TRACKER, OTHER, None]), st.sampled_from([TOKEN, TOKEN, OTHER, None])
+eras = st.sampled_from([5, ERA, None, 12])
+doubts = st.sampled_from([None, None, "", "x"])
+syncs = st.builds(Sync, era=eras, tracker=trackers, token=tokens, consistent=st.booleans(), doubt=doubts)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[Primary, MemberRecord, Secondary, int | None]:
+    mine = record("s1", sync=draw(syncs)).replace(token_pending=draw(tokens), token_confirmed=draw(tokens))
+    top = primary(mine)
+    return top, mine, secondary(top, "s1", sync=draw(syncs)), draw(eras)
+
+
+@settings(max_examples=1000)
+@given(cases())
+def test_an_incremental_answer_stands_on_every_witness(
+    case: tuple[Primary, MemberRecord, Secondary, int | None],
+) -> None:
+    top, mine, disk, era = case
+    found = decide(top, mine, disk, era)
+    assert found.kind in KINDS and found.kind != "none" and found.reason
+    assert (found.since is not None) == (found.kind == "incremental")
+    if found.kind == "incremental":
+        assert disk.sync.doubt is None
+        assert found.since == disk.sync.era and era is not None and disk.sync.era is not None and disk.sync.era <= era
+        assert disk.sync.tracker == top.tracker.id
+        assert disk.sync.token is not None and disk.sync.token in (mine.token_pending, mine.token_confirmed)
+        # Only a run that the primary itself began may outlive a doubt that the primary noted.
+        assert mine.sync.doubt is None or disk.sync.token == mine.token_pending
+
+
+@settings(max_examples=1000)
+@given(cases(), st.text(max_size=3))
+def test_a_new_doubt_never_makes_the_answer_smaller(
+    case: tuple[Primary, MemberRecord, Secondary, int | None], reason: str
+) -> None:
+    top, mine, disk, era = case
+    doubted = disk.replace(sync=disk.sync.replace(doubt=reason))
+    before, after = decide(top, mine, disk, era), decide(top, mine, doubted, era)
+    assert after.since is None
+    assert after.kind == "compare" or KINDS.index(after.kind) >= KINDS.index(before.kind)
+
+
+@given(syncs)
+def test_a_disk_that_is_away_is_never_better_off_than_its_record(sync: Sync) -> None:
+    mine = record("s1", sync=sync)
+    found = from_record(primary(mine), mine)
+    if found.since is not None:
+        assert sync.doubt is None and sync.tracker == TRACKER and found.since == sync.era
