@@ -4,8 +4,9 @@
 Source of the format: ``dm-array.c``. The length of an array is not stored: the caller knows it.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Final
 
@@ -22,8 +23,10 @@ Leaves = NDArray[np.uint32]
 # Called with the index of the first array block of a batch, and the batch: shape (blocks, 1024) of 32-bit words.
 Consumer = Callable[[int, Leaves], None]
 
-# Array blocks read by one request, and verified together (they stay in the processor's cache meanwhile).
-READ_BLOCKS: Final = 1024
+# Array blocks read by one request; requests under way, so that the disk never waits for the processor; and blocks
+# verified together, which stay in the processor's cache meanwhile.
+READ_BLOCKS: Final = 512
+_REQUESTS: Final = 3
 VERIFY_BLOCKS: Final = 64
 # 32-bit words of an array block's header.
 HEADER_WORDS: Final = layout.ARRAY_HEADER_BYTES // 4
@@ -45,14 +48,25 @@ class ArrayShape:
         return layout.blocks_needed(self.entries, self.per_block)
 
 
+class _Buffer:
+    """Memory for one request, and what is handed out of it over and over again."""
+
+    def __init__(self) -> None:
+        self.memory = aligned_buffer(READ_BLOCKS)
+        starts = range(0, len(self.memory), layout.BLOCK_BYTES)
+        self.blocks = [self.memory[at : at + layout.BLOCK_BYTES] for at in starts]
+        self.checked = [block[4:] for block in self.blocks]
+        self.leaves: Leaves = np.frombuffer(self.memory, "<u4").reshape(READ_BLOCKS, -1)
+
+
 class ArrayReader:
-    """Reads arrays on ``device``. The next batch is being read while one is verified."""
+    """Reads arrays on ``device``. The next requests are under way while blocks are verified."""
 
     def __init__(self, device: MetadataDevice) -> None:
         self._device = device
         self._btree = BtreeReader(device)
-        self._buffers = (aligned_buffer(READ_BLOCKS), aligned_buffer(READ_BLOCKS))
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="era-read")
+        self._buffers = [_Buffer() for _ in range(_REQUESTS + 1)]
+        self._pool = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="era-read")
 
     def close(self) -> None:
         self._pool.shutdown()
@@ -85,54 +99,56 @@ class ArrayReader:
 
     def scan(self, blocks: Numbers, first: int, shape: ArrayShape, consume: Consumer) -> None:
         """Read and verify ``blocks``, the array's blocks from ``first`` on, and hand them to ``consume``."""
-        for at, view in self._read_ahead(blocks.tolist()):
-            for offset in range(0, len(view) // layout.BLOCK_BYTES, VERIFY_BLOCKS):
-                part = view[offset * layout.BLOCK_BYTES : (offset + VERIFY_BLOCKS) * layout.BLOCK_BYTES]
-                leaves = np.frombuffer(part, "<u4").reshape(-1, layout.BLOCK_BYTES // 4)
-                start = at + offset
-                _verify(part, leaves, blocks[start : start + len(leaves)], first + start, shape)
-                consume(first + start, leaves)
+        coming: deque[Future[None]] = deque()
+        starts = range(0, len(blocks), READ_BLOCKS)
+        try:
+            for number in range(len(starts) + _REQUESTS):
+                if number < len(starts):
+                    coming.append(self._pool.submit(self._read, blocks, starts[number], self._buffer(number)))
+                if number >= _REQUESTS:
+                    coming.popleft().result()
+                    at = starts[number - _REQUESTS]
+                    part = blocks[at : at + READ_BLOCKS]
+                    _hand_over(self._buffer(number - _REQUESTS), part, first + at, shape, consume)
+        finally:
+            # Nothing may write into the buffers behind the back of the next scan.
+            wait(coming)
 
-    def _read_ahead(self, blocks: list[int]) -> Iterator[tuple[int, memoryview]]:
-        """Parts of ``blocks``: place of the first, and their bytes, valid until the next part is asked for."""
-        at = number = 0
-        coming: Future[memoryview] | None = None
-        while at < len(blocks):
-            view = coming.result() if coming else self._read(blocks[:READ_BLOCKS], 0)
-            number += 1
-            following = blocks[at + READ_BLOCKS : at + 2 * READ_BLOCKS]
-            coming = self._pool.submit(self._read, following, number % 2) if following else None
-            try:
-                yield at, view
-            except BaseException:
-                if coming:
-                    coming.exception()
-                raise
-            at += READ_BLOCKS
+    def _buffer(self, number: int) -> _Buffer:
+        return self._buffers[number % len(self._buffers)]
 
-    def _read(self, blocks: list[int], buffer: int) -> memoryview:
-        view = self._buffers[buffer][: len(blocks) * layout.BLOCK_BYTES]
-        self._device.read_blocks(blocks, view)
-        return view
+    def _read(self, blocks: Numbers, at: int, buffer: _Buffer) -> None:
+        self._device.read_blocks(blocks[at : at + READ_BLOCKS].tolist(), buffer.memory)
 
 
-def _verify(part: memoryview, leaves: Leaves, blocks: Numbers, first: int, shape: ArrayShape) -> None:
-    """Checksum, number and shape of a batch of array blocks, the first being the array's block ``first``."""
-    view, size = part, layout.BLOCK_BYTES
-    found = np.array([crc32c(view[at + 4 : at + size]) for at in range(0, len(view), size)], np.uint32)
+def _hand_over(buffer: _Buffer, blocks: Numbers, first: int, shape: ArrayShape, consume: Consumer) -> None:
+    """Verify the array blocks ``blocks`` in ``buffer``, the array's blocks from ``first`` on, and pass them on."""
+    for begin in range(0, len(blocks), VERIFY_BLOCKS):
+        end = min(begin + VERIFY_BLOCKS, len(blocks))
+        leaves = buffer.leaves[begin:end]
+        good = _good(buffer.checked[begin:end], leaves, blocks[begin:end], first + begin, shape)
+        if not good.all():
+            bad = begin + int(np.argmin(good))
+            raise EraMetadataError(int(blocks[bad]), _complaint(buffer.blocks[bad], buffer.leaves[bad], shape))
+        consume(first + begin, leaves)
+
+
+def _good(
+    checked: list[memoryview], leaves: Leaves, blocks: Numbers, first: int, shape: ArrayShape
+) -> NDArray[np.bool_]:
+    """For each of some array blocks, whether checksum, number and shape are right."""
+    found = np.fromiter(map(crc32c, checked), np.uint32, len(checked))
     entries = np.full(len(leaves), shape.per_block, np.uint32)
     if first + len(leaves) == shape.blocks:
         entries[-1] = shape.entries - (shape.blocks - 1) * shape.per_block
-    good = (
+    good: NDArray[np.bool_] = (
         (found ^ np.uint32(0xFFFFFFFF ^ layout.ARRAY_SALT) == leaves[:, 0])
         & (leaves[:, 1] == shape.per_block)
         & (leaves[:, 2] == entries)
         & (leaves[:, 3] == shape.value_size)
         & (np.ascontiguousarray(leaves[:, 4:6]).view("<u8").reshape(-1) == blocks)
     )
-    if not good.all():
-        bad = int(np.argmin(good))
-        raise EraMetadataError(int(blocks[bad]), _complaint(view[bad * size :][:size], leaves[bad], shape))
+    return good
 
 
 def _complaint(block: memoryview, leaf: NDArray[np.uint32], shape: ArrayShape) -> str:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dmsoft.era import layout
-from dmsoft.era.array import HEADER_WORDS, ArrayReader, ArrayShape, Leaves
+from dmsoft.era.array import HEADER_WORDS, VERIFY_BLOCKS, ArrayReader, ArrayShape, Leaves
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.btree import BtreeReader, Numbers
 from dmsoft.era.errors import EraAheadError, EraBusyError, EraMetadataError, EraUnusedError
@@ -91,6 +91,7 @@ class Walk:
             )
         self._blocks = BlockSet.empty(first.nr_blocks)
         self._bytes = self._blocks.words.view(np.uint8)
+        self._recent = np.empty((VERIFY_BLOCKS, layout.array_capacity(4)), np.bool_)
 
     def run(self) -> Changes:
         """The set. Raises `EraMetadataError`, `EraBusyError`, `DeviceError`."""
@@ -256,7 +257,8 @@ class Walk:
             eras = eras.copy()
             eras[-1, per_block - beyond :] = 0
         self._newest = max(self._newest, int(eras.max()))
-        marked = np.packbits((eras >= np.uint32(self._since)).reshape(-1), bitorder="little")
+        recent = np.greater_equal(eras, np.uint32(self._since), out=self._recent[: len(leaves)])
+        marked = np.packbits(recent.reshape(-1), bitorder="little")
         begin = first * per_block // 8
         target = self._bytes[begin : begin + len(marked)]
         target |= marked[: len(target)]
