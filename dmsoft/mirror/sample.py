@@ -12,26 +12,29 @@ import numpy as np
 
 from dmsoft.era.blocks import BlockSet
 from dmsoft.resync.copy import Side, aligned_buffer, read_all
-from dmsoft.units import KIB, MIB
+from dmsoft.units import KIB, MIB, align_down
 
 _RANDOM_BLOCKS = 16
 _BYTES_EACH = 64 * KIB
 
 
 def places(stale: BlockSet, *, block_bytes: int, data_bytes: int, chance: random.Random) -> list[tuple[int, int]]:
-    """Byte ranges (offset, length) to compare: the clean parts of the first and last MiB, and random clean blocks."""
-    ends = {*range(0, min(MIB, data_bytes), _BYTES_EACH), *range(max(0, data_bytes - MIB), data_bytes, _BYTES_EACH)}
-    drawn = {chance.randrange(stale.nr_blocks) for _ in range(4 * _RANDOM_BLOCKS)}
-    offsets = sorted({offset // _BYTES_EACH * _BYTES_EACH for offset in ends})
-    clean = [offset for offset in offsets if _is_clean(stale, offset, block_bytes, data_bytes)]
-    blocks = [block for block in sorted(drawn) if block not in stale][:_RANDOM_BLOCKS]
-    clean += [block * block_bytes for block in blocks]
-    return [(offset, min(_BYTES_EACH, data_bytes - offset)) for offset in sorted(set(clean))]
+    """Byte ranges (offset, length) to compare, none of which touches a stale block: what is clean of the first and
+    last MiB, and pieces of clean blocks drawn at random from the whole disk."""
+    step = min(block_bytes, _BYTES_EACH)
+    ends = {*range(0, min(MIB, data_bytes), step), *range(align_down(max(0, data_bytes - MIB), step), data_bytes, step)}
+    found = {(at, min(step, data_bytes - at)) for at in ends}
+    drawn = dict.fromkeys(chance.randrange(stale.nr_blocks) for _ in range(4 * _RANDOM_BLOCKS))
+    for block in [block for block in drawn if block not in stale][:_RANDOM_BLOCKS]:
+        piece = align_down(chance.randrange(block_bytes), _BYTES_EACH)
+        at = block * block_bytes + piece
+        if at < data_bytes:
+            found.add((at, min(_BYTES_EACH, block_bytes - piece, data_bytes - at)))
+    return sorted((at, length) for at, length in found if _is_clean(stale, at, length, block_bytes))
 
 
-def _is_clean(stale: BlockSet, offset: int, block_bytes: int, data_bytes: int) -> bool:
-    end = min(offset + _BYTES_EACH, data_bytes)
-    return not any(block in stale for block in range(offset // block_bytes, (end - 1) // block_bytes + 1))
+def _is_clean(stale: BlockSet, offset: int, length: int, block_bytes: int) -> bool:
+    return not any(block in stale for block in range(offset // block_bytes, (offset + length - 1) // block_bytes + 1))
 
 
 def differing(
@@ -50,6 +53,6 @@ def differing(
         read_all(secondary, theirs[:length], offset)
         if not np.array_equal(np.frombuffer(ours[:length], np.uint8), np.frombuffer(theirs[:length], np.uint8)):
             later = now_stale()
-            if all(b not in later for b in range(offset // block_bytes, (offset + length - 1) // block_bytes + 1)):
+            if _is_clean(later, offset, length, block_bytes):
                 return offset
     return None
