@@ -11,10 +11,11 @@ from dmsoft.errors import DmsoftError
 from dmsoft.units import parse_size
 from tests.harness import kernels, vm
 from tests.harness.errors import HarnessError
+from tests.harness.qemu import CHECKOUT
 
 
 def main(argv: list[str]) -> int:
-    """Exit status: COMMAND's, or 122 kernel panic, 123 reset, 124 timeout, 125 no VM, 128 + N ended by signal N."""
+    """Exit status: COMMAND's; 122 kernel panic, 123 guest reset, 124 timeout, 125 no VM, 128 + N ended by signal N."""
     arguments = _parser().parse_args(argv)
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
     env = {name: value for name, value in os.environ.items() if name == "CI" or name.startswith("DMSOFT_")}
@@ -33,7 +34,7 @@ def main(argv: list[str]) -> int:
         print(f"dev vm: {error}", file=sys.stderr)
         return vm.Outcome.FAILED.value
     if result.outcome is not vm.Outcome.EXITED:
-        print(f"dev vm: {result.message}", file=sys.stderr)
+        print(f"dev vm: {result.message} ({_keep(result.console)})", file=sys.stderr)
     return result.status
 
 
@@ -62,6 +63,14 @@ def _empty_disk(text: str) -> vm.Disk:
 def _file_disk(text: str) -> vm.Disk:
     path, _, serial = text.rpartition(":")
     return vm.Disk(serial, path=Path(path))
+
+
+def _keep(console: str) -> str:
+    """Save what the guest's kernel said last, where it can be read afterwards."""
+    file = CHECKOUT / f".cache/console-{os.getpid()}.log"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(console)
+    return f"console: {file.relative_to(CHECKOUT)}"
 
 
 def _writer(descriptor: int) -> vm.Sink:

@@ -26,6 +26,7 @@ class Outcome(enum.Enum):
     """How a VM ended; the value is the exit status of ``./dev vm`` where COMMAND's own does not exist."""
 
     EXITED = 0
+    CUT = 121
     PANIC = 122
     RESET = 123
     TIMEOUT = 124
@@ -78,11 +79,23 @@ def run(
     cpus: int = 1,
     env: dict[str, str] | None = None,
     accelerator: str | None = None,
+    cut_at: bytes | None = None,
 ) -> Result:
-    """Boot, run ``command`` as root, return everything it wrote. Raises `HarnessError` if no VM can be started."""
+    """Boot, run ``command`` as root, return everything it wrote.
+
+    With ``cut_at`` QEMU is killed the moment the command's standard output has it: to the guest that is a power cut,
+    while what it has written to its disks, flushed or not, stays in their files. Raises `HarnessError` if no VM can
+    be started.
+    """
     out, err = bytearray(), bytearray()
+
+    def watch(data: bytes) -> None:
+        out.extend(data)
+        if cut_at and cut_at in out[-len(data) - len(cut_at) :]:
+            raise _PowerCut
+
     options = Options(tuple(disks), kernel, memory, cpus, timeout, accelerator, env or {})
-    return stream(command, options, out.extend, err.extend, (out, err))
+    return stream(command, options, watch, err.extend, (out, err))
 
 
 def stream(
@@ -97,6 +110,8 @@ def stream(
         machine = Machine(options, Path(folder))
         try:
             end = machine.run(command, out, err)
+        except _PowerCut:
+            end = _End(Outcome.CUT, "the power was cut")
         finally:
             machine.kill()
         stdout, stderr = kept or (b"", b"")
@@ -110,6 +125,10 @@ def stream(
             machine.boot_seconds,
             time.monotonic() - machine.started,
         )
+
+
+class _PowerCut(Exception):
+    """Raised by a sink to have QEMU killed at once."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +239,7 @@ class Machine:
             return _End(Outcome.TIMEOUT, f"timed out after {self._options.timeout:g} s")
         if not conversation.ready and now - self.started > BOOT_SECONDS:
             return _End(Outcome.FAILED, f"the guest did not boot within {BOOT_SECONDS} s")
-        if conversation.exit_time and now - conversation.exit_time > DRAIN_SECONDS:
+        if conversation.end and now - conversation.last_heard > DRAIN_SECONDS:
             return _End(Outcome.FAILED, "the guest's output did not arrive in full")
         return None
 
@@ -260,7 +279,7 @@ class _Conversation:
         self._text = b""
         self.ready = False
         self.end: dict[str, int] = {}
-        self.exit_time = 0.0
+        self.last_heard = 0.0
 
     @property
     def complete(self) -> bool:
@@ -279,6 +298,7 @@ class _Conversation:
         else:
             self._received[list(self._sinks).index(sock)] += len(data)
             self._sinks[sock](data)
+        self.last_heard = time.monotonic()
         return True
 
     def _listen(self, data: bytes) -> None:
@@ -290,7 +310,6 @@ class _Conversation:
                 self._control.sendall(json.dumps(self._request).encode() + b"\n")
             else:
                 self.end = message
-                self.exit_time = time.monotonic()
 
 
 def _boots_with_kvm(kernel: str) -> bool:
