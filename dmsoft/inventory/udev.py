@@ -5,15 +5,19 @@ Links under /dev are read from the file system: they are what udev left there an
 database is asked for properties, and for links that another device with the same name has taken over.
 """
 
+import functools
 import logging
 import os
 import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from dmsoft.inventory.sysfs import BlockDevice
+
+if TYPE_CHECKING:
+    from pyudev import Context
 
 log = logging.getLogger(__name__)
 
@@ -36,12 +40,12 @@ class Udev:
 
     def properties(self, device: BlockDevice) -> dict[str, str]:
         try:
-            from pyudev import Context, DeviceNotFoundError, Devices
+            from pyudev import DeviceNotFoundError, Devices
         except ImportError as err:  # libudev itself is missing
             log.debug("udev is not asked: %s", err)
             return {}
         try:
-            found = Devices.from_device_number(Context(), "block", os.makedev(*device.number))
+            found = Devices.from_device_number(_context(), "block", os.makedev(*device.number))
             return {str(key): str(value) for key, value in found.properties.items()}
         except (DeviceNotFoundError, OSError, ValueError) as err:
             log.debug("udev does not know %s: %s", device.name, err)
@@ -82,6 +86,14 @@ class Udev:
                 continue
             if stat.S_ISBLK(status.st_mode):
                 yield entry.name, (os.major(status.st_rdev), os.minor(status.st_rdev))
+
+
+@functools.cache
+def _context() -> "Context":
+    """Made once: each one looks for libudev anew, which takes a process."""
+    from pyudev import Context
+
+    return Context()
 
 
 HOST: Final = Udev()
