@@ -158,15 +158,18 @@ class Staging:
         self._held: list[tuple[Request, memoryview]] = []
 
     def fill(self, source: Side, requests: Iterable[Request]) -> None:
-        """Read every request; raises OSError when the source cannot be read, MemoryError when they do not fit."""
-        used, self._held = 0, []
+        """Read every request; raises OSError when the source cannot be read, MemoryError when they do not fit, and
+        holds nothing then."""
+        self._held = []
+        used, held = 0, []
         for request in requests:
             if used + request.length > self.capacity_bytes:
                 raise MemoryError
             view = self._view[used : used + request.length]
             read_all(source, view, request.offset)
-            self._held.append((request, view))
+            held.append((request, view))
             used += request.length
+        self._held = held
 
     def drain(self, targets: Sequence[Side], tally: Tally) -> None:
         """Write what is held to its targets; a target that fails is noted in ``tally`` and left out."""
