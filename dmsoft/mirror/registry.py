@@ -28,7 +28,7 @@ def entries() -> list[Entry]:
     """Every known mirror, by name; an entry that does not parse is left out, the disks have the truth."""
     found = []
     for path in sorted(DIRECTORY.glob("*.json")):
-        with contextlib.suppress(OSError, msgspec.DecodeError):
+        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             found.append(msgspec.json.decode(path.read_bytes(), type=Entry))
     return found
 

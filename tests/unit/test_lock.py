@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The locks of a mirror: one holder, named to whoever waits, and gone with its process however that ends."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from dmsoft.errors import BusyError
+from dmsoft.mirror import lock
+from dmsoft.mirror.lock import locked
+
+UUID = "0123456789abcdef" * 2
+_HOLD = """
+import sys
+from pathlib import Path
+from dmsoft.mirror import lock
+lock.RUN_DIR = Path(sys.argv[1])
+with lock.locked(sys.argv[2], sys.argv[3]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture(autouse=True)
+def run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(lock, "RUN_DIR", tmp_path / "dmsoft")
+    return tmp_path / "dmsoft"
+
+
+@contextmanager
+def holder(folder: Path, kind: str = "operation", uuid: str = UUID) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the lock until its standard input ends."""
+    argv = [sys.executable, "-c", _HOLD, str(folder), uuid, kind]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_the_holder_is_named(run_dir: Path) -> None:
+    with holder(run_dir) as process:
+        with (
+            pytest.raises(BusyError, match=f"mirror m is busy .*process {process.pid}") as caught,
+            locked(UUID, "operation", name="m"),
+        ):
+            pytest.fail("two holders")
+        assert caught.value.exit_code == 10 and caught.value.hint
+
+
+def test_a_holder_that_is_killed_lets_go(run_dir: Path) -> None:
+    with holder(run_dir) as process:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        with locked(UUID, "operation"):
+            pass
+
+
+def test_a_waiter_gets_it_when_the_holder_ends(run_dir: Path) -> None:
+    with holder(run_dir) as process:
+        threading.Timer(0.3, process.kill).start()
+        start = time.monotonic()
+        with locked(UUID, "operation", timeout=30):
+            assert 0.2 < time.monotonic() - start < 29
+
+
+def test_a_waiter_gives_up_in_time(run_dir: Path) -> None:
+    with holder(run_dir):
+        start = time.monotonic()
+        with pytest.raises(BusyError), locked(UUID, "operation", timeout=0.3):
+            pass
+        assert time.monotonic() - start >= 0.3
+
+
+def test_kinds_and_mirrors_do_not_meet(run_dir: Path) -> None:
+    with holder(run_dir), locked(UUID, "kernel"), locked(UUID[::-1], "operation"):
+        with pytest.raises(BusyError), locked(UUID, "kernel"):
+            pass
+        with pytest.raises(BusyError), locked(UUID, "operation"):
+            pass
+
+
+def test_released_after_an_error_and_taken_again(run_dir: Path) -> None:
+    with pytest.raises(RuntimeError), locked(UUID, "operation"):
+        raise RuntimeError
+    for _ in range(3):
+        with locked(UUID, "operation"):
+            pass
+
+
+def test_the_files_are_private_and_name_their_holder(run_dir: Path) -> None:
+    with locked(UUID, "operation"):
+        (path,) = run_dir.iterdir()
+        assert path.name == f"{UUID}.operation.lock" and path.read_text() == f"{os.getpid()}\n"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_shorter_pid_leaves_nothing_of_a_longer_one(run_dir: Path) -> None:
+    run_dir.mkdir()
+    (run_dir / f"{UUID}.operation.lock").write_text("123456789012\n")
+    with locked(UUID, "operation"):
+        assert (run_dir / f"{UUID}.operation.lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_link_in_place_of_the_file_is_not_followed(run_dir: Path, tmp_path: Path) -> None:
+    run_dir.mkdir()
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (run_dir / f"{UUID}.operation.lock").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"), locked(UUID, "operation"):
+        pass
+    assert victim.read_text() == "precious"
+
+
+def test_a_child_does_not_inherit_it(run_dir: Path) -> None:
+    with locked(UUID, "operation"):
+        child = subprocess.Popen(["sleep", "30"], close_fds=False)
+    try:
+        with locked(UUID, "operation"):
+            pass
+    finally:
+        child.kill()
+        child.wait()
