@@ -85,6 +85,8 @@ def _kernel_command_line(hardware: Hardware) -> list[str]:
         "sysctl.kernel.hung_task_timeout_secs=60",
         # A host that is busy with other work stops an emulated CPU for a while: no fault of the guest.
         "watchdog_thresh=60",
+        # On a busy host the check that an emulated timer ticks fails now and then, and the kernel panics over it.
+        "no_timer_check",
         "mitigations=off",
         "modprobe.blacklist=lpc_ich,iTCO_wdt,pcspkr,evdev,button",
     ]
