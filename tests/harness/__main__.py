@@ -3,6 +3,7 @@
 
 import argparse
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -55,14 +56,21 @@ def _parser() -> argparse.ArgumentParser:
 def _empty_disk(text: str) -> vm.Disk:
     size, _, serial = text.rpartition(":")
     try:
-        return vm.Disk(serial, size=int(parse_size(size)))
+        return vm.Disk(_serial(serial), size=parse_size(size))
     except DmsoftError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _file_disk(text: str) -> vm.Disk:
     path, _, serial = text.rpartition(":")
-    return vm.Disk(serial, path=Path(path))
+    return vm.Disk(_serial(serial), path=Path(path))
+
+
+def _serial(text: str) -> str:
+    """A virtio disk's serial has at most 20 bytes; udev would write others than these differently."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]{1,20}", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a serial: at most 20 letters, digits and -_.")
+    return text
 
 
 def _keep(console: str) -> str:

@@ -2,7 +2,7 @@
 """Files that are made once and kept."""
 
 import hashlib
-import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,12 +12,13 @@ def cached(folder: Path, name: str, key: bytes, make: Callable[[], bytes]) -> Pa
     target = folder / f"{name}-{hashlib.sha256(key).hexdigest()[:12]}"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{target.name}.{os.getpid()}")
+        descriptor, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=folder)
         try:
-            partial.write_bytes(make())
-            partial.rename(target)
+            with open(descriptor, "wb") as partial:
+                partial.write(make())
+            Path(name).rename(target)
         finally:
-            partial.unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
     return target
 
 
