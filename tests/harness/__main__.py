@@ -17,8 +17,11 @@ from tests.harness.qemu import CHECKOUT
 
 def main(argv: list[str]) -> int:
     """Exit status: COMMAND's; 122 kernel panic, 123 guest reset, 124 timeout, 125 no VM, 128 + N ended by signal N."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     command = arguments.command[1:] if arguments.command[:1] == ["--"] else arguments.command
+    if not command:
+        parser.error("no COMMAND was given")
     env = {name: value for name, value in os.environ.items() if name == "CI" or name.startswith("DMSOFT_")}
     options = vm.Options(
         tuple(arguments.disks),
