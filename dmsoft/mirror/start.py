@@ -95,11 +95,11 @@ def _bring_up(running: Running) -> str | None:
                 f"The era metadata of {names.name} cannot be used: the kernel shows era {status.era}.",
                 hint="Look at the kernel log, then start again.",
             )
-        if not running.payload.tracker.formatted:
-            with running.writing():
-                held = running.payload.tracker.replace(formatted=True, era_floor=status.era)
-                # A permission is taken away: from here on the kernel may not format, whichever copy counts.
-                running.withdraw(running.payload.replace(tracker=held))
+        with running.writing():
+            # Permissions are taken away, whichever copy counts: from here on the kernel may not format, and metadata
+            # from before this start, which lacks its marks, is not taken for this life's after a crash.
+            held = running.payload.tracker.replace(formatted=True, era_floor=status.era)
+            running.withdraw(running.payload.replace(tracker=held))
     except BaseException:
         with contextlib.suppress(DmsoftError):
             dismantle([wanted[0].node, wanted[1].node, names.top])
