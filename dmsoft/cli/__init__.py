@@ -95,6 +95,8 @@ def _report(arguments: list[str], code: str, message: str, hint: str | None) -> 
     if "--json" in arguments:
         click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), err=True)
         return
-    click.echo(f"Error: {message}", err=True)
+    from dmsoft.report.output import say
+
+    say(f"Error: {message}", err=True, hang=7)
     if hint:
-        click.echo(f"Hint: {hint}", err=True)
+        say(f"Hint: {hint}", err=True, hang=6)

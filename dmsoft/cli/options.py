@@ -3,15 +3,17 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from dmsoft.errors import UsageError
 from dmsoft.member.payload import Mode
-from dmsoft.mirror.create import DEFAULT_INTERVAL, SecondarySpec
 from dmsoft.mirror.names import check_label
 from dmsoft.units import parse_duration, parse_size
+
+if TYPE_CHECKING:
+    from dmsoft.mirror.create import SecondarySpec
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 dry_run_option = click.option(
@@ -44,8 +46,8 @@ via_option = click.option(
     help="How a write-behind secondary is reached: direct (default), writecache:DEV or delay:MS.",
 )  # fmt: skip
 interval_option = click.option(
-    "--interval", type=DurationType(), default=DEFAULT_INTERVAL, metavar="TIME",
-    help="How far a periodic secondary may lag, such as 30s, 5m or 1d. [default: 5m]",
+    "--interval", type=DurationType(), default="5m", show_default=True, metavar="TIME",
+    help="How far a periodic secondary may lag, such as 30s, 5m or 1d.",
 )  # fmt: skip
 journal_option = click.option(
     "--journal-size", type=SizeType(), default=None, metavar="SIZE",
@@ -55,8 +57,10 @@ journal_option = click.option(
 
 def secondaries(
     words: Sequence[str], vias: Sequence[str], mode: Mode, interval: float, journal: int | None
-) -> tuple[SecondarySpec, ...]:
+) -> "tuple[SecondarySpec, ...]":
     """The ``[LABEL=]DEV`` and ``[LABEL=]WAY`` arguments as specs. Labels not given are s1, s2 and so on."""
+    from dmsoft.mirror.create import SecondarySpec  # other verbs than create and add need nothing of it
+
     pairs = [_labelled(word) for word in words]
     taken = {label for label, _ in pairs if label}
     spare = (f"s{n}" for n in range(1, 1000) if f"s{n}" not in taken)

@@ -2,55 +2,62 @@
 """A header as a person can read it."""
 
 from rich.table import Table
+from rich.text import Text
 
-from dmsoft.member.examination import Examination
-from dmsoft.report.output import console
+from dmsoft.member.examination import CopyView, Examination
+from dmsoft.member.payload import MemberRecord, Sync
+from dmsoft.report.output import clean, say, show_table, time_text
 from dmsoft.units import format_size
 
 _AUTHENTIC = {True: "yes", False: "NO: not signed with this host's key", None: "not known: this host has no key for it"}
 
 
 def show(device: str, found: Examination) -> None:
-    out = console()
-    out.print(f"[bold]{device}[/bold]  {found.role} of the mirror {found.mirror_name}, {format_size(found.size_bytes)}")
+    say(f"{device}: {found.role} of the mirror {found.mirror_name}, {format_size(found.size_bytes)}", hang=2)
     table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="dim")
+    table.add_column(overflow="fold")
     for name, value in _facts(found):
-        table.add_row(f"  {name}", value)
-    out.print(table)
+        table.add_row(Text(clean(name)), Text(clean(value)))
+    show_table(table)
     for problem in found.problems:
-        out.print(f"  [red]problem[/red]: {problem}")
+        say(f"  problem: {problem}", hang=2)
 
 
 def _facts(found: Examination) -> list[tuple[str, str]]:
     rows = [
         ("mirror", found.mirror_uuid),
         ("member", found.member_uuid),
-        ("created", found.created),
+        ("created", time_text(found.created)),
         ("authentic", _AUTHENTIC[found.authentic]),
-        ("copies", "; ".join(f"{c.slot}: {c.status}{_sequence(c.sequence)}{_why(c.reason)}" for c in found.copies)),
+        *((f"copy {copy.slot}", _copy(copy)) for copy in found.copies),
     ]
     rows += [
-        (f"region {name}", f"{format_size(r.length)} at byte {r.offset}")
-        for name, r in sorted(found.regions.items(), key=lambda item: item[1].offset)
+        (f"{name} region"[:40], f"{format_size(region.length)} at byte {region.offset}")
+        for name, region in sorted(found.regions.items(), key=lambda item: item[1].offset)
     ]
     if found.sync is not None:
-        sync = found.sync
-        rows.append(("label", found.label or "-"))
-        rows.append(("synced", "never copied" if sync.era is None else f"every write before era {sync.era}"))
-        rows.append(
-            ("whole", f"yes, as of {sync.consistent_as_of}" if sync.consistent else "no: a copy is or was under way")
-        )
-        if sync.doubt:
-            rows.append(("doubt", sync.doubt))
-    for record in found.members or ():
-        era = "never copied" if record.sync.era is None else f"before era {record.sync.era}"
-        rows.append((f"secondary {record.label}", f"{record.mode}, {record.via.type}, {era}, {record.member_uuid}"))
-    return rows
+        rows += [("label", found.label or "-"), *_sync(found.sync)]
+    return rows + [(f"secondary {record.label}", _record(record)) for record in found.members or ()]
 
 
-def _sequence(number: int | None) -> str:
-    return "" if number is None else f" (sequence {number})"
+def _copy(copy: CopyView) -> str:
+    text = copy.status if copy.sequence is None else f"{copy.status}, sequence {copy.sequence}"
+    return f"{text}: {copy.reason}" if copy.reason else text
 
 
-def _why(reason: str | None) -> str:
-    return f", {reason}" if reason else ""
+def _sync(sync: Sync) -> list[tuple[str, str]]:
+    if sync.consistent and sync.consistent_as_of is not None:
+        whole = f"yes, as of {time_text(sync.consistent_as_of)}"
+    else:
+        whole = "no: a copy is or was under way" if sync.era is not None else "no: it was never copied to the end"
+    rows = [("holds", _holds(sync)), ("whole", whole)]
+    return [*rows, ("doubt", sync.doubt)] if sync.doubt else rows
+
+
+def _record(record: MemberRecord) -> str:
+    return f"{record.mode}, {record.via.type}, {_holds(record.sync)}, member {record.member_uuid}"
+
+
+def _holds(sync: Sync) -> str:
+    return "nothing yet" if sync.era is None else f"every write before era {sync.era}"

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Standard output: JSON one object a line, plain text, and a console for tables that knows when it is piped."""
+"""Standard output: JSON one object a line, plain text, and tables.
 
+Text is wrapped at words for a terminal (or for COLUMNS, if that is set) and never for a pipe, where a line is a line.
+Whatever came from a disk or a device's name may hold control characters; none gets to the terminal.
+"""
+
+import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -10,8 +17,9 @@ import msgspec
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-PIPED_COLUMNS = 100
+_PIPED_COLUMNS = 1000  # nothing is cut or folded there
 
 
 def emit(value: object) -> None:
@@ -20,8 +28,18 @@ def emit(value: object) -> None:
     sys.stdout.flush()
 
 
-def say(text: str) -> None:
-    click.echo(text)
+def say(text: str, *, err: bool = False, hang: int = 0) -> None:
+    """Print lines of text; what is wrapped goes on ``hang`` columns further in."""
+    columns = _columns(err=err)
+    for line in clean(text).split("\n"):
+        if columns is None or len(line) <= columns:
+            click.echo(line, err=err)
+            continue
+        indent = " " * (len(line) - len(line.lstrip()))
+        for part in textwrap.wrap(
+            line, columns, subsequent_indent=indent + " " * hang, break_long_words=False, break_on_hyphens=False
+        ):
+            click.echo(part, err=err)
 
 
 def tables(lines: Iterable[str]) -> None:
@@ -30,9 +48,43 @@ def tables(lines: Iterable[str]) -> None:
         click.echo(line)
 
 
-def console(*, stderr: bool = False) -> "Console":
-    """A console on standard output or error; without a terminal it writes plain text at a fixed width."""
+def clean(text: str) -> str:
+    """The text with a question mark for every character that is not printable, but for line ends."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def count(number: int, noun: str) -> str:
+    """``1 block``, ``2 blocks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def time_text(stamp: str) -> str:
+    """A time of a header (RFC 3339, UTC) as a person reads it."""
+    return stamp.replace("T", " ").removesuffix("Z") + " UTC"
+
+
+def console(*, err: bool = False) -> "Console":
+    """A console on standard output or error; without a terminal it writes plain text."""
     from rich.console import Console
 
-    stream = sys.stderr if stderr else sys.stdout
-    return Console(stderr=stderr, highlight=False, soft_wrap=False, width=None if stream.isatty() else PIPED_COLUMNS)
+    width = _columns(err=err) or _PIPED_COLUMNS
+    return Console(stderr=err, highlight=False, markup=False, width=width)
+
+
+def show_table(table: "Table", *, indent: int = 2) -> None:
+    """Print a table ``indent`` columns in, without the blanks it pads its lines with."""
+    from rich.padding import Padding
+
+    out = console()
+    with out.capture() as captured:
+        out.print(Padding(table, (0, 0, 0, indent), expand=False))
+    for line in captured.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def _columns(*, err: bool) -> int | None:
+    """Where lines end: the terminal's width or COLUMNS, None for a pipe."""
+    stream = sys.stderr if err else sys.stdout
+    if os.environ.get("COLUMNS", "").isdecimal() or stream.isatty():
+        return max(40, shutil.get_terminal_size().columns)
+    return None

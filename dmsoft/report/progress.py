@@ -8,10 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import click
-
 from dmsoft.mirror.progress import Planned, Reporter
-from dmsoft.report.output import console, emit
+from dmsoft.report.output import clean, console, emit, say
 from dmsoft.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -38,7 +36,8 @@ def reporter(*, as_json: bool) -> Iterator[Reporter]:
 
 def sentence(plan: Planned) -> str:
     """What will be done to one secondary, and why."""
-    return f"{plan.label}: {_WORDS.get(plan.kind, plan.kind)}, {format_size(plan.bytes_stale)}, because {plan.reason}."
+    what = f"{_WORDS.get(plan.kind, plan.kind)}, {format_size(plan.bytes_stale)}"
+    return clean(f"{plan.label}: {what}, because {plan.reason}.")
 
 
 class _Meter:
@@ -51,8 +50,12 @@ class _Meter:
         self.name, self.total, self.done, self.start = name, total, 0, time.monotonic()
 
     @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.start, 1e-3)
+
+    @property
     def rate(self) -> float:
-        return self.done / max(time.monotonic() - self.start, 1e-3)
+        return self.done / self.seconds
 
     @property
     def seconds_left(self) -> float | None:
@@ -80,7 +83,7 @@ class _Lines:
                 self._show(self._meter)
 
     def note(self, text: str) -> None:
-        click.echo(text, err=True)
+        say(text, err=True, hang=2)
 
 
 def _emit_plan(plans: list[Planned]) -> None:
@@ -96,12 +99,12 @@ def _emit_progress(meter: _Meter) -> None:
 
 def _print_plan(plans: list[Planned]) -> None:
     for plan in plans:
-        click.echo(sentence(plan), err=True)
+        say(sentence(plan), err=True, hang=2)
 
 
 def _print_progress(meter: _Meter) -> None:
     left = "" if meter.seconds_left is None else f", {format_duration(meter.seconds_left)} left"
-    click.echo(
+    say(
         f"{meter.name}: {format_size(meter.done)} of {format_size(meter.total)} "
         f"at {format_size(round(meter.rate))}/s{left}",
         err=True,
@@ -110,13 +113,14 @@ def _print_progress(meter: _Meter) -> None:
 
 class _Bar:
     def __init__(self) -> None:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as Speed
+        from rich.progress import BarColumn, Progress, TextColumn
 
+        # At most 71 columns, so that the line never breaks.
         self._progress = Progress(
-            TextColumn("{task.description:>8}"), BarColumn(bar_width=24), DownloadColumn(binary_units=True),
-            Speed(), TimeRemainingColumn(compact=True), console=console(stderr=True), speed_estimate_period=60,
+            TextColumn("{task.description:<7}"), BarColumn(bar_width=20),
+            TextColumn("{task.fields[amount]}"), console=console(err=True), refresh_per_second=4,
         )  # fmt: skip
+        self._meter, self._lock = _Meter(), threading.Lock()
         self._task: TaskID | None = None
 
     def __enter__(self) -> "_Bar":
@@ -131,13 +135,25 @@ class _Bar:
             self._progress.console.print(sentence(plan))
 
     def phase(self, name: str, bytes_total: int) -> None:
-        if self._task is not None:
-            self._progress.update(self._task, visible=self._progress.tasks[self._task].total != 0)
-        self._task = self._progress.add_task(name, total=bytes_total, visible=bytes_total > 0)
+        with self._lock:
+            self._meter.begin(name, bytes_total)
+            self._task = None
+            if bytes_total:
+                self._task = self._progress.add_task(name, total=bytes_total, amount=_amount(self._meter))
 
     def advance(self, count: int) -> None:
-        if self._task is not None:
-            self._progress.advance(self._task, count)
+        with self._lock:
+            self._meter.done += count
+            if self._task is not None:
+                self._progress.update(self._task, completed=self._meter.done, amount=_amount(self._meter))
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text)
+        self._progress.console.print(clean(text))
+
+
+def _amount(meter: _Meter) -> str:
+    done, total = format_size(meter.done), format_size(meter.total)
+    if meter.done >= meter.total:
+        return f"{total} in {format_duration(meter.seconds)}"
+    left = "" if meter.seconds_left is None else f", {format_duration(meter.seconds_left)} left"
+    return f"{done} of {total}, {format_size(round(meter.rate))}/s{left}"

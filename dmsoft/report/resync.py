@@ -2,13 +2,13 @@
 """What came of a resync, in a few lines."""
 
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
-from dmsoft.report.output import say
+from dmsoft.report.output import say, time_text
 from dmsoft.units import format_duration, format_size
 
 
 def show(name: str, outcome: Outcome, *, dry_run: bool) -> None:
     for part in outcome.secondaries:
-        say(_line(name, part, dry_run=dry_run))
+        say(_line(name, part, dry_run=dry_run), hang=2)
     if not dry_run and outcome.passes:
         say(
             f"{format_size(outcome.bytes_copied)} copied in {format_duration(outcome.seconds)}; "
@@ -20,10 +20,29 @@ def _line(name: str, part: SecondaryOutcome, *, dry_run: bool) -> str:
     if part.error is not None:
         return f"{part.label}: not done. {part.error}"
     if dry_run:
-        if part.kind == "none":
-            return f"{part.label}: nothing to copy, {part.reason}."
-        return f"{part.label}: would copy {format_size(part.bytes_stale)} ({part.kind}), because {part.reason}."
+        return f"{part.label}: {_intent(part)}, because {part.reason}."
     if part.consistent_as_of is None:
-        return f"{part.label}: has more of {name} than before, but is no whole point in time yet."
-    share = f"{format_size(part.bytes_copied)} of {format_size(part.bytes_stale)} stale"
-    return f"{part.label}: {part.kind}, {share} copied; it is {name} as of {part.consistent_as_of}."
+        return f"{part.label}: {_deed(part)}, but it is no whole point in time yet."
+    return f"{part.label}: {_deed(part)}; it is {name} as of {time_text(part.consistent_as_of)}."
+
+
+def _intent(part: SecondaryOutcome) -> str:
+    stale = format_size(part.bytes_stale)
+    intents = {
+        "none": "nothing to copy",
+        "incremental": f"would copy {stale}",
+        "compare": f"would compare all {stale} and copy what differs",
+        "full": f"would copy all {stale}",
+    }
+    return intents[part.kind]
+
+
+def _deed(part: SecondaryOutcome) -> str:
+    stale, copied = format_size(part.bytes_stale), format_size(part.bytes_copied)
+    deeds = {
+        "none": "missed nothing",
+        "incremental": f"missed {stale}, {copied} copied",
+        "compare": f"all {stale} compared, {copied} differed and copied",
+        "full": f"first copy, {copied}",
+    }
+    return deeds[part.kind]

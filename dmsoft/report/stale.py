@@ -4,25 +4,29 @@
 from rich.table import Table
 
 from dmsoft.mirror.missing import Missing
-from dmsoft.report.output import console
+from dmsoft.report.output import count, say, show_table
 from dmsoft.units import format_size
 
 
 def show(name: str, label: str, missing: Missing) -> None:
-    out = console()
-    since = "nothing is known of it" if missing.since_era is None else f"since era {missing.since_era}"
-    total = sum(count for _, count in missing.extents)
-    out.print(
-        f"{label} misses {total} blocks of {format_size(missing.block_bytes)} of {name} "
-        f"({format_size(missing.stale_bytes)}), {since}."
-    )
+    say(_sentence(name, label, missing))
     if not missing.extents:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("  first block", "blocks", "from byte", "size"):
-        table.add_column(column, justify="right")
-    for first, count in missing.extents:
+    for column in ("first block", "blocks", "from byte", "size"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for first, blocks in missing.extents:
         table.add_row(
-            str(first), str(count), str(first * missing.block_bytes), format_size(count * missing.block_bytes)
+            str(first), str(blocks), str(first * missing.block_bytes), format_size(blocks * missing.block_bytes)
         )
-    out.print(table)
+    show_table(table)
+
+
+def _sentence(name: str, label: str, missing: Missing) -> str:
+    if not missing.extents:
+        return f"{label} misses nothing of {name}: {missing.reason}."
+    amount = f"{format_size(missing.stale_bytes)} of {name}"
+    if missing.since_era is None:
+        return f"{label} counts as missing all {amount}: {missing.reason}."
+    blocks = f"{count(missing.stale_blocks, 'block')} of {format_size(missing.block_bytes)}"
+    return f"{label} misses {amount} ({blocks} in {count(len(missing.extents), 'run')}): {missing.reason}."

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The status tables, made to be read at 80 columns."""
 
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dmsoft.mirror.observe import MirrorView, SecondaryView, StatusView, summary
-from dmsoft.report.output import console
+from dmsoft.report.output import clean, console, say, show_table
 from dmsoft.units import format_duration, format_size
 
 _STYLES = {
@@ -15,40 +15,58 @@ _STYLES = {
 
 
 def show(view: StatusView) -> None:
-    out = console()
     if not view.mirrors:
-        out.print("There is no mirror here. Make one with: dmsoft create NAME --primary DEV --secondary DEV")
+        say("There is no mirror here. Make one with: dmsoft create NAME --primary DEV --secondary DEV")
     for index, mirror in enumerate(view.mirrors):
         if index:
-            out.print()
-        _show_mirror(out, mirror)
+            say("")
+        _show_mirror(mirror)
 
 
-def _show_mirror(out: Console, mirror: MirrorView) -> None:
-    size = "" if mirror.size_bytes is None else f", {format_size(mirror.size_bytes)}"
-    running = "running" if mirror.active else "stopped"
-    out.print(f"[bold]{mirror.name}[/bold]  {running}{size}, {mirror.mode or 'mode not known'}  {mirror.device}")
-    primary = mirror.primary
-    era = mirror.era
-    fill = ""
+def _show_mirror(mirror: MirrorView) -> None:
+    out = console()
+    out.print(Text.assemble((mirror.name, "bold"), f"  {_headline(mirror)}"))
+    primary, era = mirror.primary, mirror.era
+    words = ["primary", clean(primary.device or ""), primary.state]
+    if era.current is not None:
+        words.append(f" era {era.current}")
+    line = " ".join(word for word in words if word)
     if era.metadata_used is not None and era.metadata_total:
-        fill = f", metadata {100 * era.metadata_used // era.metadata_total} % full"
-    tracking = "" if era.current is None else f"  era {era.current}{fill}"
-    out.print(f"  primary {primary.device or '-'} {primary.state}{tracking}")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("  secondary", "device", "state", "misses", "lag", "as of"):
-        table.add_column(name, no_wrap=True)
-    for secondary in mirror.secondaries:
-        table.add_row(*_row(secondary))
-    out.print(table)
+        line += f", metadata {100 * era.metadata_used // era.metadata_total} % full"
+    say(f"  {line}", hang=2)
+    if mirror.secondaries:
+        show_table(_table(mirror.secondaries))
     for alert in mirror.alerts:
-        out.print(f"  [red]{alert.code}[/red]: {alert.summary}")
+        say(f"  {alert.code}: {alert.summary}", hang=2)
 
 
-def _row(view: SecondaryView) -> list[str]:
-    state = f"[{_STYLES[view.state]}]{view.state}[/]"
+def _headline(mirror: MirrorView) -> str:
+    facts = ["running" if mirror.active else "stopped", mirror.mode or "mode not known"]
+    if mirror.size_bytes is not None:
+        facts.append(format_size(mirror.size_bytes))
+    return f"{', '.join(facts)}  {mirror.device}"
+
+
+def _table(secondaries: tuple[SecondaryView, ...]) -> Table:
+    """Long labels and devices are folded; what the disk is like is never cut."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("secondary", overflow="fold")
+    for name in ("state", "misses", "lag", "as of (UTC)"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("device", overflow="fold")
+    for secondary in secondaries:
+        table.add_row(*_row(secondary))
+    return table
+
+
+def _row(view: SecondaryView) -> list[Text]:
+    state: str = view.state
     if view.progress is not None:
         state += f" {100 * view.progress:.0f} %"
     lag = "-" if view.lag_seconds is None else format_duration(view.lag_seconds) if view.lag_seconds else "none"
-    as_of = (view.consistent_as_of or "-").replace("T", " ").removesuffix("Z")
-    return [f"  {view.label}", view.device or "-", state, summary(view), lag, as_of]
+    # To the minute: the lag says the rest.
+    as_of = (view.consistent_as_of or "-").replace("T", " ")[:16]
+    cells = [view.label, "", summary(view), lag, as_of, clean(view.device or "-")]
+    row = [Text(cell) for cell in cells]
+    row[1] = Text(state, _STYLES[view.state])
+    return row
