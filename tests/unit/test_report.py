@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the user sees: nothing that matters is cut at 80 columns, a pipe gets whole lines, no disk drives a terminal."""
+
+import re
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dmsoft.mirror.missing import Missing
+from dmsoft.mirror.observe import (
+    Alert,
+    EraView,
+    MirrorView,
+    PrimaryView,
+    SecondaryView,
+    StatusView,
+    ViaView,
+    summary,
+)
+from dmsoft.mirror.progress import Planned
+from dmsoft.mirror.sync import Outcome, SecondaryOutcome
+from dmsoft.report import progress, resync, stale, status
+from dmsoft.report.output import say
+from dmsoft.units import GIB, MIB
+
+STATES = ("current", "attached", "stale", "syncing", "away", "missing", "failed", "unknown", "diverged")
+TIME = "2026-11-21T10:39:27Z"
+ESCAPE = "\x1b]0;owned\x07\x9b31m"
+
+secondary_views = st.builds(
+    SecondaryView,
+    label=st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.+]{0,31}", fullmatch=True),
+    uuid=st.just("0" * 32),
+    device=st.none() | st.from_regex(r"/dev/[a-z0-9_-]{1,80}", fullmatch=True),
+    state=st.sampled_from(STATES),
+    via=st.just(ViaView("direct")),
+    mode=st.just("periodic"),
+    stale_bytes=st.none() | st.integers(0, 1 << 60),
+    lag_seconds=st.none() | st.floats(0, 1e9),
+    consistent_as_of=st.sampled_from((None, TIME)),
+    progress=st.none() | st.floats(0, 1),
+)
+
+
+def _mirror(*secondaries: SecondaryView, alerts: tuple[Alert, ...] = (), device: str = "/dev/vda") -> StatusView:
+    mirror = MirrorView(
+        "archive", "0" * 32, True, "periodic", "/dev/mapper/archive", GIB, EraView(7, MIB, 10, 1000),
+        PrimaryView(device, "ok"), secondaries, alerts,
+    )  # fmt: skip
+    return StatusView((mirror,))
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@given(views=st.lists(secondary_views, max_size=16))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_status_at_80_columns_cuts_nothing_that_matters(
+    narrow: None, capsys: pytest.CaptureFixture[str], views: list[SecondaryView]
+) -> None:
+    status.show(_mirror(*views))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = [line for line in lines if re.search(rf"\b({'|'.join(STATES)})\b", line)]
+    assert len(rows) == len(views)
+    for view, row in zip(views, rows, strict=True):
+        assert f" {view.state}" in row
+        assert f" {summary(view)} " in row
+    shown = "".join(line.rstrip()[-40:] for line in lines).replace(" ", "")
+    assert "…" not in shown
+
+
+def test_a_long_device_is_folded_and_nothing_of_it_lost(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+    device = "/dev/disk/by-id/usb-Western_Digital_My_Passport_2626_575832324441-0:0"
+    status.show(_mirror(SecondaryView("one", "0" * 32, device, "stale", ViaView("direct"), "periodic")))
+    lines = capsys.readouterr().out.splitlines()
+    at = next(index for index, line in enumerate(lines) if "secondary" in line)
+    column = lines[at].index("device")
+    assert "".join(line[column:].strip() for line in lines[at + 1 :]) == device
+
+
+def test_in_a_pipe_a_line_is_a_line(piped: None, capsys: pytest.CaptureFixture[str]) -> None:
+    long = "very " * 60 + "long"
+    device = "/dev/" + "x" * 200
+    view = SecondaryView("one", "0" * 32, device, "failed", ViaView("direct"), "periodic")
+    status.show(_mirror(view, alerts=(Alert("secondary-failed", long),)))
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  secondary-failed: {long}" in lines
+    assert any(line.endswith(device) for line in lines)
+    assert all(line == line.rstrip() for line in lines)
+
+
+@pytest.mark.parametrize("columns", [None, "80"])
+def test_no_control_character_out_of_a_header_is_printed(
+    columns: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    view = SecondaryView("one", "0" * 32, f"/dev/x{ESCAPE}", "unknown", ViaView("direct"), "periodic", reason=ESCAPE)
+    status.show(_mirror(view, alerts=(Alert("secondary-unknown", f"one: [red]{ESCAPE}."),), device=f"/dev/{ESCAPE}"))
+    say(f"Error: {ESCAPE}")
+    stale.show("archive", "one", Missing(MIB, None, [(0, 1024)], 1024, GIB, f"doubt: {ESCAPE}"))
+    resync.show("archive", _outcome("compare", reason=ESCAPE), dry_run=True)
+    print(progress.sentence(Planned("one", "compare", ESCAPE, GIB)))
+    out = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in out)
+    assert "[red]" in out, "text of others is no markup"
+
+
+def test_text_is_wrapped_at_words_under_its_own_indent(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+    say("  " + "word " * 40, hang=3)
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.startswith("  word")
+    assert len(rest) == 2
+    assert all(line.startswith("     word") and len(line) <= 80 for line in rest)
+
+
+def _outcome(kind: str, *, reason: str = "it was never copied", as_of: str | None = TIME) -> Outcome:
+    part = SecondaryOutcome("one", kind, reason, 42 * MIB, 43 * MIB, 7, as_of)
+    return Outcome(kind, reason, 42 * MIB, 43 * MIB, 2, 171.5, 12.3, (part,))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("full", "one: first copy, 43 MiB; it is archive as of 2026-11-21 10:39:27 UTC."),
+        ("incremental", "one: missed 42 MiB, 43 MiB copied; it is archive as of 2026-11-21 10:39:27 UTC."),
+        ("compare", "one: all 42 MiB compared, 43 MiB differed and copied; it is archive as of"),
+        ("none", "one: missed nothing; it is archive as of 2026-11-21 10:39:27 UTC."),
+    ],
+)
+def test_what_a_resync_did(kind: str, words: str, piped: None, capsys: pytest.CaptureFixture[str]) -> None:
+    resync.show("archive", _outcome(kind), dry_run=False)
+    assert capsys.readouterr().out.startswith(words)
+
+
+def test_a_copy_that_is_no_whole_point_in_time_is_not_called_one(
+    piped: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resync.show("archive", _outcome("full", as_of=None), dry_run=False)
+    out = capsys.readouterr().out
+    assert "no whole point in time yet" in out
+    assert "as of" not in out
+
+
+def test_stale_says_what_is_missing_and_why(piped: None, capsys: pytest.CaptureFixture[str]) -> None:
+    stale.show("archive", "one", Missing(MIB, 5, [(0, 1), (17, 4)], 5, 5 * MIB, "it holds everything before era 5"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "one misses 5 MiB of archive (5 blocks of 1 MiB in 2 runs): it holds everything before era 5."
+    assert [line.split() for line in lines[2:]] == [["0", "1", "0", "1", "MiB"], ["17", "4", str(17 * MIB), "4", "MiB"]]
