@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 from dmsoft.errors import DeviceError
+from dmsoft.inventory.sysfs import printable
 from dmsoft.run import CommandError, run
 from dmsoft.units import MIB
 
@@ -64,6 +65,8 @@ def signatures(path: str) -> list[Signature]:
     for one in _blkid(path):
         if one.type not in found:
             found[one.type] = one
+    if "gpt" in found:
+        found.pop("PMBR", None)  # the one entry of an old table that keeps others off a GPT disk
     return sorted(found.values(), key=lambda one: -1 if one.offset is None else one.offset)
 
 
@@ -96,7 +99,10 @@ def _wipefs(path: str) -> list[Signature]:
         return []
     try:
         report = msgspec.json.decode(done.stdout, type=_Report)
-        return [Signature(one.type, one.label or None, int(one.offset, 0)) for one in report.signatures]
+        return [
+            Signature(printable(one.type), printable(one.label or "") or None, int(one.offset, 0))
+            for one in report.signatures
+        ]
     except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, ValueError) as err:
         raise ProbeError(f"{path} cannot be probed: the answer of wipefs is not understood ({err}).") from err
 
@@ -113,4 +119,5 @@ def _blkid(path: str) -> list[Signature]:
     lines = done.stdout.decode(errors="replace").splitlines()
     values = dict(line.split("=", 1) for line in lines if "=" in line)
     types = [values[key] for key in ("ID_FS_TYPE", "ID_PART_TABLE_TYPE") if values.get(key)]
-    return [Signature(one, values.get("ID_FS_LABEL") if one == values.get("ID_FS_TYPE") else None) for one in types]
+    label = printable(values.get("ID_FS_LABEL", "")) or None
+    return [Signature(printable(one), label if one == values.get("ID_FS_TYPE") else None) for one in types]

@@ -31,8 +31,9 @@ class BlockDevice:
     """One block device at one moment. ``number`` (major, minor) and ``sequence`` together name it for its lifetime.
 
     ``parent`` is the disk of a partition; ``partitions``, ``holders`` (devices built on this one) and ``slaves``
-    (devices this one is built on) are kernel names. ``sequence`` counts disks since boot, so that a disk that took
-    the number of another is told apart; kernels before 5.15 have none.
+    (devices this one is built on) are kernel names. A read of a ``suspended`` device waits until it is resumed.
+    ``sequence`` counts disks since boot, so that a disk that took the number of another is told apart; kernels before
+    5.15 have none.
     """
 
     name: str
@@ -56,6 +57,7 @@ class BlockDevice:
     slaves: tuple[str, ...] = ()
     dm_name: str | None = None
     dm_uuid: str | None = None
+    suspended: bool = False
     backing_file: str | None = None
     sequence: int | None = None
 
@@ -112,6 +114,23 @@ class Sysfs:
             except NotFoundError:
                 continue
         return found
+
+    def below(self, device: BlockDevice) -> list[BlockDevice]:
+        """All that ``device`` stands on: slaves, the disk of a partition, the device that backs a loop device.
+
+        Raises like `device` when one of them cannot be looked at.
+        """
+        found: dict[str, BlockDevice] = {}
+        todo = [device]
+        while todo:
+            current = todo.pop()
+            names = [*current.slaves, *((current.parent,) if current.parent else ())]
+            under = [self.device(name) for name in names]
+            if current.backing_file and current.backing_file.startswith("/dev/"):
+                under.append(block_device(current.backing_file, self))
+            todo += [lower for lower in under if lower.name not in found]
+            found |= {lower.name: lower for lower in under}
+        return list(found.values())
 
     def _directory(self, name: str) -> Path:
         if not name or name in {".", ".."} or "/" in name:
@@ -182,7 +201,8 @@ def _describe(name: str, directory: Path) -> BlockDevice:
         slaves=_listing(directory / "slaves"),
         dm_name=_text(directory / "dm/name"),
         dm_uuid=_text(directory / "dm/uuid"),
-        backing_file=_text(directory / "loop/backing_file"),
+        suspended=_flag(directory / "dm/suspended"),
+        backing_file=_line(directory / "loop/backing_file"),
         sequence=_sequence(disk),
     )
 
@@ -236,7 +256,16 @@ def _text(path: Path) -> str | None:
     decides whether a device is in use.
     """
     try:
-        return " ".join(path.read_text(encoding="utf-8", errors="replace").split("\0")[0].split()) or None
+        text = path.read_text(encoding="utf-8", errors="replace").split("\0")[0]
+    except OSError:
+        return None
+    return printable(" ".join(text.split())) or None
+
+
+def _line(path: Path) -> str | None:
+    """A path that the kernel gives, exactly, as the file system encodes it; None when there is none."""
+    try:
+        return os.fsdecode(path.read_bytes().removesuffix(b"\n")) or None
     except OSError:
         return None
 
@@ -248,6 +277,11 @@ def _flag(path: Path) -> bool:
 def _sequence(disk: Path) -> int | None:
     text = _text(disk / "diskseq")
     return int(text) if text else None
+
+
+def printable(text: str) -> str:
+    """``text`` that came from a disk or a user, without anything that a terminal or JSON could choke on."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _natural(name: str) -> tuple[str, int, str]:

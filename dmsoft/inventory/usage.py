@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Final, Literal
 
 from dmsoft.errors import DeviceError, NotFoundError
-from dmsoft.inventory.sysfs import HOST, BlockDevice, Sysfs
+from dmsoft.inventory.sysfs import HOST, BlockDevice, Sysfs, printable
 
 Number = tuple[int, int]
 
 _OCTAL: Final = re.compile(r"\\([0-7]{3})")
+_BLANKS: Final = re.compile(r"[ \t]+")
 _DELETED: Final = " (deleted)"
 
 
@@ -49,8 +50,9 @@ class Usage:
     def read(cls, sysfs: Sysfs = HOST, proc: Path = Path("/proc")) -> "Usage":
         """Look now; raises `DeviceError` when anything that has to be asked cannot be."""
         try:
-            mounts = parse_mountinfo((proc / "self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
-            swaps = parse_swaps((proc / "swaps").read_text(encoding="utf-8", errors="surrogateescape"))
+            # As bytes: a carriage return in the name of a mount point ends no line.
+            mounts = parse_mountinfo(os.fsdecode((proc / "self/mountinfo").read_bytes()))
+            swaps = parse_swaps(os.fsdecode((proc / "swaps").read_bytes()))
         except FileNotFoundError as err:
             if err.filename is None or not str(err.filename).endswith("swaps"):
                 raise DeviceError(f"What is mounted cannot be read: {err}.") from err
@@ -73,7 +75,7 @@ class Usage:
 
     def _direct(self, device: BlockDevice, prefix: str) -> Iterator[Use]:
         for mountpoint in self.mounts.get(device.number, ()):
-            yield Use("mounted", device.name, f"{prefix}mounted at {mountpoint}")
+            yield Use("mounted", device.name, f"{prefix}mounted at {printable(mountpoint)}")
         if device.name in self.btrfs and device.number not in self.mounts:
             yield Use("mounted", device.name, f"{prefix}part of a mounted btrfs")
         if device.number in self.swaps:
@@ -94,7 +96,7 @@ class Usage:
             if device.name in seen:
                 continue
             seen.add(device.name)
-            ends += [f"mounted at {point}" for point in self.mounts.get(device.number, ())]
+            ends += [f"mounted at {printable(point)}" for point in self.mounts.get(device.number, ())]
             ends += ["swap"] if device.number in self.swaps else []
             todo += [self.sysfs.device(name) for name in (*device.holders, *device.partitions)]
         title = f"{holder.name} ({holder.dm_name})" if holder.dm_name else holder.name
@@ -116,7 +118,7 @@ class Mount:
 def parse_mountinfo(text: str) -> list[Mount]:
     """The lines of /proc/PID/mountinfo (proc(5)); raises ValueError for a line of another shape."""
     found = []
-    for line in text.splitlines():
+    for line in text.split("\n")[:-1]:
         left, separator, right = line.partition(" - ")
         fields, tail = left.split(" "), right.split(" ")
         if not separator or len(fields) < 6 or len(tail) < 2:
@@ -129,8 +131,8 @@ def parse_mountinfo(text: str) -> list[Mount]:
 def parse_swaps(text: str) -> list[str]:
     """Paths in /proc/swaps that are devices, not files; raises ValueError like `parse_mountinfo`."""
     found = []
-    for line in text.splitlines()[1:]:
-        fields = line.split()
+    for line in text.split("\n")[1:-1]:
+        fields = _BLANKS.split(line)
         if len(fields) < 5:
             raise ValueError(f"swaps has the line {line!r}")
         if fields[1] != "file":

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Final
 
-from dmsoft.errors import DeviceError, NotFoundError
+from dmsoft.errors import DeviceError, NotFoundError, RefusedError
 from dmsoft.inventory.sysfs import HOST, BlockDevice, Sysfs, block_device
 from dmsoft.member.refusal import GateUnknownError, SameDeviceError
 
@@ -46,24 +46,12 @@ def overlap(one: BlockDevice, two: BlockDevice, sysfs: Sysfs = HOST) -> str | No
 
 
 def _foundations(device: BlockDevice, sysfs: Sysfs) -> set[str]:
-    """Kernel names of all that ``device`` stands on: slaves, backing devices, disks of partitions."""
-    found: set[str] = set()
-    todo = [device]
-    while todo:
-        current = todo.pop()
-        below = [*current.slaves, *((current.parent,) if current.parent else ())]
-        try:
-            under = [sysfs.device(name) for name in below if name not in found]
-            if current.backing_file and current.backing_file.startswith("/dev/"):
-                under.append(block_device(current.backing_file, sysfs))
-        except (DeviceError, NotFoundError) as err:
-            raise GateUnknownError(
-                f"What {device.path} stands on cannot be told: {err.message}",
-                hint="Try again, or use another device.",
-            ) from err
-        todo += [lower for lower in under if lower.name not in found]
-        found |= {lower.name for lower in under}
-    return found
+    try:
+        return {lower.name for lower in sysfs.below(device)}
+    except (DeviceError, NotFoundError, RefusedError) as err:
+        raise GateUnknownError(
+            f"What {device.path} stands on cannot be told: {err.message}", hint="Try again, or use another device."
+        ) from err
 
 
 def _same_drive(one: BlockDevice, two: BlockDevice) -> bool:

@@ -148,6 +148,7 @@ def open_exclusive(
     with ExitStack() as stack:
         with _doubt_is_no(path):
             udev.wait(device)
+            _check_answers(path, device, purpose, sysfs)
             _check_use(path, device, own_uuid_prefix, sysfs)
             _check_writable(path, device, minimum_bytes)
             exclusive = not _own_holders(device, own_uuid_prefix, sysfs)
@@ -201,6 +202,16 @@ def _own_holders(device: BlockDevice, prefix: str | None, sysfs: Sysfs) -> list[
 
 def _is_own(holder: BlockDevice, prefix: str | None) -> bool:
     return prefix is not None and (holder.dm_uuid or "").startswith(prefix)
+
+
+def _check_answers(path: str, device: BlockDevice, purpose: Purpose, sysfs: Sysfs) -> None:
+    """A read of what is suspended would wait, maybe forever; and a mirror cannot be a member of itself."""
+    if any(each.suspended for each in (device, *sysfs.below(device))):
+        raise GateUnknownError(
+            f"{path} is suspended, so it cannot be checked.", hint="Try again when it was resumed (see dmsetup info)."
+        )
+    if purpose == "new" and (device.dm_uuid or "").startswith(_OWN_PREFIX_START):
+        raise GateMemberError(f"{path} belongs to a mirror.", hint="Use a device that is not made by dmsoft.")
 
 
 def _check_use(path: str, device: BlockDevice, prefix: str | None, sysfs: Sysfs) -> None:
