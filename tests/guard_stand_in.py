@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guard's loop over this process's real standard input and output, with stand-ins for its two devices.
+
+The one argument is JSON: which devices are ``suspended``, and how often a step of each ``fails`` before it works. What
+is done to them goes to standard error, a line each. What a kernel would do is not the question here: when the guard
+acts, in which order, and that it does not give up, is.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+
+from dmsoft.dm.cookie import Cookie
+from dmsoft.dm.device import Info
+from dmsoft.dm.helper import Operation
+from dmsoft.dm.targets import Linear, Table, single
+from dmsoft.errors import DeviceError
+from dmsoft.mirror import guard
+from dmsoft.units import Sectors
+
+FALLBACK: Table = single(Sectors(2048), Linear("8:0", Sectors(4096)))
+
+
+def say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+@dataclass
+class StandIn:
+    """A device that is suspended or not; ``fails`` counts down steps that raise."""
+
+    name: str
+    suspended: bool
+    fails: dict[str, int] = field(default_factory=dict)
+
+    def _step(self, what: str) -> None:
+        left = self.fails.get(what, 0)
+        self.fails[what] = left - 1
+        say(f"{what} {self.name}" + (" failed" if left > 0 else ""))
+        if left > 0:
+            raise DeviceError(f"{what} {self.name}")
+
+    def info(self) -> Info:
+        return Info(self.name, "", 253, 0, self.suspended, True, False, 1, 0, False)
+
+    def load(self, table: Table) -> None:
+        assert table == FALLBACK
+        self._step("load")
+
+    def resume(self, *, wait: bool = True) -> None:
+        assert not wait
+        self._step("resume")
+        self.suspended = False
+
+
+class StandInHelper:
+    """Does at once what it is told."""
+
+    def start(self, operation: Operation, device: StandIn) -> Cookie:
+        assert operation is Operation.RESUME
+        device.resume(wait=False)
+        return Cookie(0)
+
+    def wait(self, timeout: float) -> bool:
+        return True
+
+
+def main() -> None:
+    asked = json.loads(sys.argv[1])
+    top, lower = (
+        StandIn(name, name in asked["suspended"], asked.get("fails", {}).get(name, {})) for name in ("top", "lower")
+    )
+    guard._WATCH_SECONDS = 0.3
+    guard._keep(top, lower, FALLBACK, StandInHelper())  # type: ignore[arg-type]
+    say("end")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guard's protocol over real pipes: when it acts, in which order, and that it does not give up."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+BOTH = ["top", "lower"]
+IN_ORDER = ["load lower", "resume lower", "resume top"]
+Process = subprocess.Popen[bytes]
+
+
+@contextmanager
+def keeping(suspended: list[str], **fails: dict[str, int]) -> Iterator[Process]:
+    """The loop in a process of its own, its pipes in our hands."""
+    argv = [sys.executable, "-m", "tests.guard_stand_in", json.dumps({"suspended": suspended, "fails": fails})]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, bufsize=0) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def tell(process: Process, text: str) -> None:
+    assert process.stdin is not None
+    process.stdin.write(text.encode())
+
+
+def end(process: Process) -> tuple[list[str], bytes]:
+    """The caller is gone: (what was done, what was answered)."""
+    out, err = process.communicate(timeout=60)
+    lines = err.decode().splitlines()
+    assert lines[-1] == "end", err.decode()
+    return lines[:-1], out
+
+
+def test_an_armed_guard_resumes_bottom_up_when_its_caller_dies() -> None:
+    with keeping(BOTH) as process:
+        tell(process, "arm\n")
+        assert end(process) == (IN_ORDER, b"tripped\n")
+
+
+def test_only_the_top_is_suspended_in_most_barriers() -> None:
+    with keeping(["top"]) as process:
+        tell(process, "arm\n")
+        assert end(process) == (["resume top"], b"tripped\n")
+
+
+@pytest.mark.parametrize("said", ["", "arm\ndisarm\n", "arm\ndeadline 60\ndisarm\n", "arm", "disarm\n"])
+def test_a_guard_that_is_not_armed_touches_nothing(said: str) -> None:
+    with keeping(BOTH) as process:
+        tell(process, said)
+        assert end(process) == ([], b"")
+
+
+def test_nothing_suspended_is_nothing_to_do() -> None:
+    with keeping([]) as process:
+        tell(process, "arm\ndeadline 0\n")
+        time.sleep(1.5)
+        assert end(process) == ([], b"")
+
+
+def test_the_deadline_acts_while_the_caller_lives() -> None:
+    with keeping(BOTH) as process:
+        tell(process, "arm\ndeadline 0.05\n")
+        assert process.stdout is not None
+        assert process.stdout.read(8) == b"tripped\n"
+        assert process.poll() is None
+        assert end(process) == (IN_ORDER, b"")
+
+
+def test_a_barrier_that_ends_in_time_does_not_trip() -> None:
+    with keeping(BOTH) as process:
+        tell(process, "arm\ndeadline 20\n")
+        time.sleep(0.2)
+        tell(process, "disarm\n")
+        assert end(process) == ([], b"")
+
+
+def test_each_barrier_is_armed_anew() -> None:
+    with keeping(["top"]) as process:
+        tell(process, "arm\ndeadline 30\ndisarm\narm\n")
+        assert end(process) == (["resume top"], b"tripped\n")
+
+
+def test_words_may_come_in_pieces() -> None:
+    with keeping(["top"]) as process:
+        for piece in ("a", "rm\ndead", "line ", "0.", "05", "\n"):
+            tell(process, piece)
+            time.sleep(0.1)
+        assert process.stdout is not None
+        assert process.stdout.read(8) == b"tripped\n"
+        assert end(process) == (["resume top"], b"")
+
+
+def test_a_lower_that_will_not_load_does_not_keep_the_top_suspended() -> None:
+    with keeping(BOTH, lower={"load": 2}) as process:
+        tell(process, "arm\n")
+        done, said = end(process)
+        assert done[:2] == ["load lower failed", "resume top"] and said == b"tripped\n"
+        assert done[2:] == ["load lower failed", "load lower", "resume lower"]
+
+
+@pytest.mark.parametrize("step", ["deadline 0.05\n", ""])
+def test_a_resume_that_fails_is_tried_again(step: str) -> None:
+    """At the deadline as well: its caller may hang for ever, so nobody else would do it."""
+    with keeping(["top"], top={"resume": 3}) as process:
+        tell(process, f"arm\n{step}")
+        time.sleep(3 if step else 0)
+        assert process.stdin is not None
+        done, said = end(process)
+        assert done == ["resume top failed"] * 3 + ["resume top"]
+        assert said.startswith(b"tripped\n")
+
+
+def test_a_hung_caller_gets_its_top_back_though_the_first_try_failed() -> None:
+    with keeping(BOTH, top={"resume": 1}, lower={"load": 1}) as process:
+        tell(process, "arm\ndeadline 0\n")
+        assert process.stderr is not None
+        lines = [process.stderr.readline().decode().strip() for _ in range(5)]
+        assert process.poll() is None
+        assert lines == ["load lower failed", "resume top failed", *IN_ORDER]
