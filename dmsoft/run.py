@@ -2,11 +2,9 @@
 """The only module that starts other programs: argument lists, a clean environment, a time limit on every call."""
 
 import logging
-import os
 import shlex
 import subprocess
 from collections.abc import Sequence
-from pathlib import Path
 
 from dmsoft.errors import DeviceError
 
@@ -45,26 +43,3 @@ def describe_failure(done: subprocess.CompletedProcess[bytes]) -> str:
     how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
     said = (done.stderr or done.stdout or b"").decode(errors="replace").strip().splitlines()
     return f"{how}: {said[-1]}" if said else how
-
-
-def spawn_detached(argv: Sequence[str]) -> tuple[int, int]:
-    """Start ``argv`` in a session and, where systemd runs, a scope of its own; return (its stdin, its stdout) as
-    descriptors for the caller to close. It outlives the caller, and sees end-of-file when the caller is gone."""
-    if Path("/run/systemd/system").is_dir():
-        argv = ["systemd-run", "--scope", "--quiet", "--collect", "--slice=system.slice", *argv]
-    log.debug("+ %s &", shlex.join(argv))
-    child_in, ours_in = os.pipe()
-    ours_out, child_out = os.pipe()
-    try:
-        subprocess.Popen(
-            argv, env=_ENVIRONMENT, stdin=child_in, stdout=child_out, stderr=subprocess.DEVNULL,
-            start_new_session=True, close_fds=True,
-        )  # fmt: skip
-    except OSError as err:
-        os.close(ours_in)
-        os.close(ours_out)
-        raise CommandError(f"{argv[0]} could not be started: {err.strerror}.") from err
-    finally:
-        os.close(child_in)
-        os.close(child_out)
-    return ours_in, ours_out

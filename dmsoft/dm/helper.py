@@ -117,7 +117,7 @@ class Helper:
 def _serve(channel: socket.socket, devices: tuple[Device, ...]) -> Never:
     """The child: never returns into the caller's code, whatever happens."""
     try:
-        _isolate(channel.fileno())
+        isolate(channel.fileno())
         memory.lock()
         memory.set_io_flusher(True)
         channel.send(_READY)
@@ -147,14 +147,15 @@ def _perform(operation: Operation, device: Device, cookie: Cookie) -> int:
 _ERRNOS: Final = {"dm-not-found": errno.ENXIO, "dm-busy": errno.EBUSY, "not-root": errno.EPERM}
 
 
-def _isolate(channel: int) -> None:
-    """Drop what the parent had: signals of its terminal, open files (a lock lives while a copy of its file does)."""
+def isolate(*keep: int) -> None:
+    """In a forked child, drop what the parent had: signals of its terminal, open files but ``keep`` and the control
+    device (a lock lives while a copy of its file does)."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
     os.chdir("/")
     for entry in os.listdir("/proc/self/fd"):
         number = int(entry)
-        if number == channel:
+        if number in keep:
             continue
         try:
             if os.readlink(f"/proc/self/fd/{number}") != libdevmapper.CONTROL:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard: a process that resumes what dmsoft suspended, if dmsoft dies or hangs in between.
 
-It is started before the first suspend, in a scope of its own so that ending the caller's control group does not end
-it, and holds its memory locked: while the root file system is frozen nothing can be read from it. The caller speaks
-one line at a time into its standard input:
+It is forked before the first suspend and holds its memory locked: while the root file system is frozen nothing can be
+read from it. It has a session and, where systemd runs, a scope of its own, so that ending the caller's control group
+does not end it. The caller speaks one line at a time into a pipe:
 
     arm              from now on the end of the caller means: resume
     deadline SECONDS the suspend has returned; resume when so many seconds have passed
@@ -14,81 +14,69 @@ plain linear table first: whatever was about to be coupled to the primary is not
 """
 
 import contextlib
+import logging
 import os
 import select
-import sys
 import time
 from dataclasses import dataclass
-
-import msgspec
+from pathlib import Path
+from typing import Never
 
 from dmsoft.dm import memory
 from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Device
-from dmsoft.dm.helper import Helper, Operation
-from dmsoft.dm.targets import Linear, Segment, Table
+from dmsoft.dm.helper import Helper, Operation, isolate
+from dmsoft.dm.targets import Table
 from dmsoft.errors import DeviceError, DmsoftError
-from dmsoft.mirror.names import Node
-from dmsoft.run import spawn_detached
-from dmsoft.units import Sectors
+from dmsoft.run import CommandError, run
+
+log = logging.getLogger(__name__)
 
 _READY_SECONDS = 60
 _WATCH_SECONDS = 2.0
 _POLL_SECONDS = 0.05
+_RESCUE_SECONDS = 600.0
+_LONGEST_PAUSE = 1.0
 _RESUME_SECONDS = 30.0
 _RESUME_POLL_SECONDS = 0.005
-
-
-class Charge(msgspec.Struct, frozen=True):
-    """What a guard answers for: top and lower, and the linear table (device, offset, length) for the lower."""
-
-    top_name: str
-    top_uuid: str
-    lower_name: str
-    lower_uuid: str
-    device: str
-    offset: int
-    length: int
-
-
-def charge(top: Node, lower: Node, table: Table) -> Charge:
-    """The charge for a mirror whose lower falls back to ``table``, one linear segment."""
-    (segment,) = table
-    if not isinstance(segment.target, Linear):
-        raise ValueError("a lower falls back to a linear table")
-    target = segment.target
-    return Charge(top.name, top.uuid, lower.name, lower.uuid, target.device, target.offset, segment.length)
 
 
 @dataclass(slots=True)
 class Guard:
     """The caller's end. A context manager: the guard process lives as long as the block, and resumes what is suspended
-    and still armed at its end."""
+    and still armed at its end. ``fallback`` is the plain linear table of the lower; ``coupled`` says whether the lower
+    may be swapped, which takes helpers of its own. Enter it while nothing is suspended."""
 
-    charge: Charge
+    top: Device
+    lower: Device
+    fallback: Table
+    coupled: bool
+    _pid: int = -1
     _in: int = -1
     _out: int = -1
     _helper: Helper | None = None
 
     @property
-    def fallback(self) -> Table:
-        """The plain linear table of the lower."""
-        return _fallback(self.charge)
-
-    @property
     def helper(self) -> Helper:
         """For resumes of the lower that may not return."""
         if self._helper is None:
-            raise DeviceError("The guard is not running.")
+            raise RuntimeError("this guard was not started for swaps of the lower")
         return self._helper
 
     def __enter__(self) -> "Guard":
-        argv = [sys.executable, "-I", "-m", "dmsoft.mirror.guard", msgspec.json.encode(self.charge).decode()]
-        self._in, self._out = spawn_detached(argv)
+        theirs_in, self._in = os.pipe()
+        self._out, theirs_out = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _serve(self, theirs_in, theirs_out)
+        os.close(theirs_in)
+        os.close(theirs_out)
+        _give_scope(self._pid)
         if not self._wait_for(b"ready", _READY_SECONDS):
             self.__exit__()
             raise DeviceError("The guard process that resumes a suspended mirror did not start.")
-        self._helper = Helper([_lower(self.charge)])
+        if self.coupled:
+            self._helper = Helper([self.lower])
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -97,15 +85,23 @@ class Guard:
                 os.close(fd)
         if self._helper is not None:
             self._helper.close()
+        self._reap()
+
+    def _reap(self) -> None:
+        """Wait for the guard to end, but not for one that is stuck in the kernel: init will have it."""
+        deadline = time.monotonic() + 2 * _WATCH_SECONDS
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(self._pid, os.WNOHANG)[0] == 0 and time.monotonic() < deadline:
+                time.sleep(_POLL_SECONDS / 10)
 
     def arm(self) -> None:
         """Raises `DeviceError` when the guard is gone: nothing may be suspended without one.
 
         Call it while nothing is suspended: a helper that is still stuck in its last resume is replaced by a new one.
         """
-        if self.helper.busy and not self.helper.wait(0):
-            self.helper.close()
-            self._helper = Helper([_lower(self.charge)])
+        if self._helper is not None and self._helper.busy and not self._helper.wait(0):
+            self._helper.close()
+            self._helper = Helper([self.lower])
         self._say(b"arm\n")
 
     def deadline(self, seconds: float) -> None:
@@ -148,27 +144,38 @@ def resume_watched(helper: Helper, target: Device) -> Cookie:
     raise DeviceError(f"{target.name} did not resume.", hint="The kernel log (dmesg) says why; the primary goes on.")
 
 
-def main() -> None:
-    """The guard process itself; its one argument is the charge as JSON."""
-    mine = msgspec.json.decode(sys.argv[1], type=Charge)
-    top, lower = Device(mine.top_name, mine.top_uuid), _lower(mine)
-    fallback = _fallback(mine)
-    with Helper([lower]) as helper, memory.locked():
-        # Every page and every lazy import that the way out needs is touched once, here.
-        top.info(), lower.info(), time.monotonic(), str(fallback[0])
-        os.write(1, b"ready\n")
-        _keep(top, lower, fallback, helper)
+def _give_scope(pid: int) -> None:
+    """Have systemd move the guard out of the caller's control group; without systemd its session has to do."""
+    if not Path("/run/systemd/system").is_dir():
+        return
+    manager = ("org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager")
+    call = ["busctl", "--system", "call", *manager, "StartTransientUnit", "ssa(sv)a(sa(sv))"]
+    try:
+        run([*call, f"dmsoft-guard-{pid}.scope", "fail", "1", "PIDs", "au", "1", str(pid), "0"], timeout=10)
+    except CommandError as err:
+        log.warning("the guard stays in the caller's control group: %s", err.message)
 
 
-def _lower(mine: Charge) -> Device:
-    return Device(mine.lower_name, mine.lower_uuid, inner=True)
+def _serve(guard: Guard, commands: int, answers: int) -> Never:
+    """The guard process itself: never returns into the caller's code, whatever happens."""
+    try:
+        os.setsid()
+        isolate(commands, answers)
+        os.dup2(commands, 0)
+        os.dup2(answers, 1)
+        for fd in {commands, answers} - {0, 1}:
+            os.close(fd)
+        helper = Helper([guard.lower]) if guard.coupled else None
+        with memory.locked():
+            # Every page that the way out needs is touched once, here.
+            guard.top.info(), guard.lower.info(), time.monotonic(), str(guard.fallback[0])
+            os.write(1, b"ready\n")
+            _keep(guard.top, guard.lower, guard.fallback, helper)
+    finally:
+        os._exit(0)
 
 
-def _fallback(mine: Charge) -> Table:
-    return (Segment(Sectors(0), Sectors(mine.length), Linear(mine.device, Sectors(mine.offset))),)
-
-
-def _keep(top: Device, lower: Device, fallback: Table, helper: Helper) -> None:
+def _keep(top: Device, lower: Device, fallback: Table, helper: Helper | None) -> None:
     armed, deadline, pending = False, None, b""
     while True:
         wait = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -189,23 +196,26 @@ def _keep(top: Device, lower: Device, fallback: Table, helper: Helper) -> None:
             deadline = time.monotonic() + float(value) if word == b"deadline" else None
 
 
-def _rescue(top: Device, lower: Device, fallback: Table, helper: Helper, *, watch: bool) -> bool:
-    """Resume whatever of the two is suspended, bottom up; with ``watch`` keep looking a while, since a dying caller's
-    suspend may still be on its way through the kernel. Returns whether anything had to be resumed."""
-    until, acted = time.monotonic() + (_WATCH_SECONDS if watch else 0), False
+def _rescue(top: Device, lower: Device, fallback: Table, helper: Helper | None, *, watch: bool) -> bool:
+    """Resume whatever of the two is suspended, bottom up, and again if that fails: nobody else will. With ``watch``
+    keep looking a while, since a dying caller's suspend may still be on its way through the kernel. Returns whether
+    anything had to be resumed."""
+    start, pause, acted = time.monotonic(), _POLL_SECONDS, False
     while True:
         if _is_suspended(lower):
             acted = True
             with contextlib.suppress(DmsoftError, ValueError):
                 lower.load(fallback)
-                resume_watched(helper, lower)
+                lower.resume(wait=False) if helper is None else resume_watched(helper, lower)
         if _is_suspended(top):
             acted = True
             with contextlib.suppress(DmsoftError):
                 top.resume(wait=False)
-        if time.monotonic() >= until:
+        age, left = time.monotonic() - start, _is_suspended(lower) or _is_suspended(top)
+        if age >= _RESCUE_SECONDS or (not left and age >= (_WATCH_SECONDS if watch else 0)):
             return acted
-        time.sleep(_POLL_SECONDS)
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE) if left else _POLL_SECONDS
 
 
 def _is_suspended(device: Device) -> bool:
@@ -214,7 +224,3 @@ def _is_suspended(device: Device) -> bool:
     except DmsoftError:
         return False
     return info is not None and info.suspended
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ from dmsoft.member.disk import open_for_read
 from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.header import write_granted, write_withdrawn
 from dmsoft.member.payload import Metadata, Primary, Region
-from dmsoft.mirror.guard import Guard, charge
+from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node
@@ -144,10 +144,11 @@ def flush(disk: GatedDevice, what: str) -> None:
         ) from err
 
 
-def guard_of(running: Running) -> Guard:
-    """A guard for the mirror's top and lower, not started yet."""
-    linear = lower_linear(running.assembly.primary)
-    return Guard(charge(running.names.top, running.names.lower, linear.table))
+def guard_of(running: Running, *, coupled: bool) -> Guard:
+    """A guard for the mirror's top and lower, not started yet; ``coupled`` if the lower may be swapped."""
+    names = running.names
+    lower = Device(names.lower.name, names.lower.uuid, inner=True)
+    return Guard(device(names.top), lower, lower_linear(running.assembly.primary).table, coupled)
 
 
 def metadata_place(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> tuple[str, Region]:

@@ -72,11 +72,12 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
         running.require_active()
         records, guard = _chosen(running, wanted.labels), None
         if not wanted.dry_run:
-            if any(record.mode == "write-behind" for record in records):
-                attach.check_kernel()
             records = _with_coupled(running, records)
-            guard = stack.enter_context(guard_of(running))
-            attach.detach(running, [r.label for r in records if r.mode == "write-behind"], guard)
+            coupled = [record.label for record in records if record.mode == "write-behind"]
+            guard = stack.enter_context(guard_of(running, coupled=bool(coupled)))
+            if coupled:
+                attach.check_kernel()
+                attach.detach(running, coupled, guard)
         jobs, errors = _open(running, records, stack, strict=bool(wanted.labels))
         progress = stack.enter_context(Progress(uuid, reporter))
         progress.planned(

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is suspended is resumed, whatever becomes of the process that suspended it."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dmsoft.units import MIB
+from tests.vm.rig import NAME, Rig, ok, ours, suspended, table, wait_until
+
+pytest_plugins = ("tests.vm.rig",)
+
+# A process of its own, so that it can die; it says where it is on standard output.
+_PROGRAM = """
+import sys, time
+from dmsoft.mirror import barrier, locate
+from dmsoft.mirror.execute import device
+from dmsoft.mirror.running import Running, guard_of
+
+def here():
+    print("here", flush=True)
+    time.sleep(600)
+
+running = Running.of(locate.assemble(sys.argv[2]))
+with guard_of(running, coupled=True) as guard:
+    if sys.argv[1] == "lower":
+        guard.arm()
+        device(running.names.lower).suspend(lockfs=False)
+        guard.deadline(600)
+        here()
+    with barrier.barrier(running.names, guard, freeze=False, deadline=float(sys.argv[3])) as inside:
+        if sys.argv[1] == "both":
+            device(running.names.lower).suspend(lockfs=False)
+            inside.lower_suspended = True
+        here()
+"""
+
+
+def start(what: str, deadline: float) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, what, NAME, str(deadline)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    return process
+
+
+def small(rig: Rig, *options: str) -> None:
+    """A mirror of 40 MiB disks: nothing here depends on size."""
+    rig.create(*options, primary=rig.cut("p0", 40 * MIB), one=rig.cut("s0", 40 * MIB))
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("what", ["top", "lower", "both"])
+def test_a_killed_owner_leaves_nothing_suspended(rig: Rig, what: str) -> None:
+    small(rig)
+    process = start(what, 600)
+    assert suspended()
+    killed = time.monotonic()
+    process.send_signal(signal.SIGKILL)
+    wait_until("nothing is suspended", lambda: not suspended())
+    # The promise is one second; an emulated CPU that others use as well gets more, a guard that waits for 600 s none.
+    assert time.monotonic() - killed < 10
+    process.wait()
+    rig.write(3)
+    rig.resync()
+    rig.equal()
+
+
+def test_a_hung_owner_is_overtaken_at_its_deadline(rig: Rig) -> None:
+    small(rig)
+    process = start("both", 2)
+    try:
+        wait_until("nothing is suspended", lambda: not suspended(), seconds=30)
+        assert table(f"{NAME}-lower").startswith("linear ")
+        rig.write(3)
+    finally:
+        process.kill()
+        process.wait()
+    rig.resync()
+    rig.equal()
+
+
+@pytest.mark.parametrize("what", ["lower", "both"])
+def test_a_raid1_left_suspended_becomes_linear(rig: Rig, what: str) -> None:
+    """Whatever was coupled to the primary when its owner died is not trusted any more."""
+    small(rig, "--mode", "write-behind")
+    rig.resync()
+    rig.write(4)
+    process = start(what, 600)
+    process.kill()
+    process.wait()
+    wait_until("nothing is suspended", lambda: not suspended())
+    wait_until("the lower is linear", lambda: table(f"{NAME}-lower").startswith("linear "))
+    rig.write(5)
+    assert rig.stale("one") >= {4, 5}
+    rig.superset("one")
+    rig.resync()
+    ok("stop", NAME)
+    rig.equal()
+    assert not ours()
