@@ -23,7 +23,7 @@ def _line(name: str, part: SecondaryOutcome, *, dry_run: bool) -> str:
         return f"{part.label}: {_intent(part)}, because {part.reason}."
     if part.consistent_as_of is None:
         return f"{part.label}: {_deed(part)}, but it is no whole point in time yet."
-    return f"{part.label}: {_deed(part)}; it is {name} as of {time_text(part.consistent_as_of)}."
+    return f"{part.label}: {_deed(part)}; it holds {name} as of {time_text(part.consistent_as_of)}."
 
 
 def _intent(part: SecondaryOutcome) -> str:

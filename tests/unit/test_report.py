@@ -132,10 +132,10 @@ def _outcome(kind: str, *, reason: str = "it was never copied", as_of: str | Non
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("full", "one: first copy, 43 MiB; it is archive as of 2026-11-21 10:39:27 UTC."),
-        ("incremental", "one: missed 42 MiB, 43 MiB copied; it is archive as of 2026-11-21 10:39:27 UTC."),
-        ("compare", "one: all 42 MiB compared, 43 MiB differed and copied; it is archive as of"),
-        ("none", "one: missed nothing; it is archive as of 2026-11-21 10:39:27 UTC."),
+        ("full", "one: first copy, 43 MiB; it holds archive as of 2026-11-21 10:39:27 UTC."),
+        ("incremental", "one: missed 42 MiB, 43 MiB copied; it holds archive as of 2026-11-21 10:39:27 UTC."),
+        ("compare", "one: all 42 MiB compared, 43 MiB differed and copied; it holds archive as of"),
+        ("none", "one: missed nothing; it holds archive as of 2026-11-21 10:39:27 UTC."),
     ],
 )
 def test_what_a_resync_did(kind: str, words: str, piped: None, capsys: pytest.CaptureFixture[str]) -> None:
