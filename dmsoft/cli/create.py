@@ -21,7 +21,7 @@ from dmsoft.report.output import emit, say, tables
 from dmsoft.units import format_size
 
 
-@click.command()
+@click.command(short_help="Make the mirror NAME and start it; nothing is copied yet.")
 @click.argument("name")
 @click.option("--primary", required=True, metavar="DEV", help="The disk that is written directly.")
 @click.option(

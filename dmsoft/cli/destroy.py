@@ -7,7 +7,7 @@ from dmsoft.cli.options import confirm, dry_run_option, json_option, yes_option
 from dmsoft.report.output import emit, say
 
 
-@click.command()
+@click.command(short_help="End the mirror NAME and wipe the headers of its members.")
 @click.argument("name")
 @dry_run_option
 @yes_option

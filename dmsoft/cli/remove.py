@@ -7,7 +7,7 @@ from dmsoft.cli.options import confirm, dry_run_option, json_option, yes_option
 from dmsoft.report.output import emit, say
 
 
-@click.command()
+@click.command(short_help="Take the secondary LABEL out of the mirror NAME.")
 @click.argument("name")
 @click.argument("label")
 @dry_run_option

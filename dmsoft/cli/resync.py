@@ -11,7 +11,7 @@ from dmsoft.report.output import emit
 from dmsoft.report.progress import reporter
 
 
-@click.command()
+@click.command(short_help="Copy to the secondaries of NAME what they miss.")
 @click.argument("name")
 @click.argument("labels", nargs=-1, metavar="[LABEL]...")
 @click.option(

@@ -7,7 +7,7 @@ from dmsoft.cli.options import json_option
 from dmsoft.report.output import emit
 
 
-@click.command()
+@click.command(short_help="List the blocks that the secondary LABEL misses.")
 @click.argument("name")
 @click.argument("label")
 @json_option

@@ -9,7 +9,7 @@ from dmsoft.report.output import emit
 MISSED = 9
 
 
-@click.command()
+@click.command(short_help="Show what runs, and what each secondary misses.")
 @click.argument("name", required=False)
 @json_option
 @click.pass_context
