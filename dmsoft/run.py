@@ -15,7 +15,11 @@ _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "LC_
 
 
 class CommandError(DeviceError):
-    """A program could not be started, took too long, or ended with a status that was not expected."""
+    """A program that dmsoft needs failed.
+
+    It could not be started, took too long, or ended with an error; the message has its name and its last words. Install
+    it if it is missing, otherwise see the kernel log.
+    """
 
     code = "command"
 

@@ -8,7 +8,7 @@ from dmsoft.report.explanations import explanation, known
 from dmsoft.report.output import emit, say
 
 
-@click.command()
+@click.command(short_help="Say at length what an error or alert CODE means.")
 @click.argument("code", required=False)
 @json_option
 def explain(code: str | None, as_json: bool) -> None:
@@ -20,7 +20,7 @@ def explain(code: str | None, as_json: bool) -> None:
             return
         width = max(map(len, codes))
         for each, text in codes.items():
-            say(f"{each:{width}}  {text.splitlines()[0]}")
+            say(f"{each:{width}}  {text.splitlines()[0]}", hang=width + 2)
         return
     text = explanation(code)
     if as_json:

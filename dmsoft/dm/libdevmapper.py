@@ -79,7 +79,11 @@ class DmInfo(ctypes.Structure):
 
 
 class DmError(DeviceError):
-    """A call of libdevmapper that makes no ioctl failed: no memory, an argument it does not take, no semaphore."""
+    """The device-mapper library is missing or could not do its part.
+
+    The message says which call it was. If the library is installed, the machine is short of memory or of semaphores:
+    `dmsetup udevcookies` lists those that others left behind.
+    """
 
     code = "libdevmapper"
 

@@ -24,6 +24,12 @@ _libc.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 class MemoryLockError(DeviceError):
+    """Memory could not be locked, so nothing was suspended.
+
+    While a mirror stands still, a page that has to be read from disk could wait for ever; so dmsoft locks its memory
+    before. Raise the limit (ulimit -l unlimited, or LimitMEMLOCK=infinity in a unit), or free some memory.
+    """
+
     code = "memory-lock"
 
 

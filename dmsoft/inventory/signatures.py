@@ -27,7 +27,11 @@ _BLKID_AMBIVALENT: Final = 8
 
 
 class ProbeError(DeviceError):
-    """A device could not be probed, so nothing is known of what it holds."""
+    """What is on the device could not be found out, so it counts as in use.
+
+    It could not be read to both ends, or the program that looks for signatures (wipefs) failed. Look at the kernel log
+    for errors of the disk.
+    """
 
     code = "probe"
 

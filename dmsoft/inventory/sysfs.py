@@ -21,7 +21,11 @@ _MAJORS: Final[dict[int, Kind]] = {1: "ram", 2: "floppy", 7: "loop", 11: "cdrom"
 
 
 class NotBlockError(RefusedError):
-    """A path that was given as a device names something else."""
+    """The path is not a block device.
+
+    Name a disk, a partition or a device-mapper device, best by its name under /dev/disk/by-id, which stays the same
+    wherever it is plugged in. A file needs a loop device (losetup).
+    """
 
     code = "not-block"
 

@@ -56,19 +56,31 @@ _ATTEMPTS: Final = 4
 
 
 class NoHeaderError(NotFoundError):
-    """The device has no dmsoft header."""
+    """The device is no member of a mirror.
+
+    It never was one, its header was wiped, or it is another disk than you think. `dmsoft devices` says of each device
+    what it is.
+    """
 
     code = "no-header"
 
 
 class HeaderBadError(MetadataError):
-    """A dmsoft header is there and no copy of it can be used."""
+    """Both copies of the dmsoft header on the device are unusable.
+
+    Nothing is written to it. If it is a secondary, remove it from the mirror, zero its first MiB and add it again. If
+    it is the primary, its data may well be whole: restore the first MiB from a backup, and write nothing to the disk
+    before.
+    """
 
     code = "header-bad"
 
 
 class HeaderNewerError(MetadataError):
-    """The header was written by a newer dmsoft."""
+    """The header was written by a newer dmsoft.
+
+    This one does not know its format and leaves the disk alone. Update dmsoft.
+    """
 
     code = "header-newer"
 

@@ -26,13 +26,22 @@ _TEXT = re.compile(rb"([0-9a-f]{64})\n?")
 
 
 class KeyFileError(RefusedError):
-    """A key file, or the directory of the keys, is not one that can be trusted."""
+    """A mirror's key file cannot be trusted.
+
+    The files in /etc/dmsoft/keys (folder 0700, files 0600, all of root) prove that a header was written by this
+    machine. Somebody else could have changed one, or it is damaged. Find out why, then put owner and mode right or
+    restore the file from a backup.
+    """
 
     code = "key-file"
 
 
 class KeyExistsError(RefusedError):
-    """The mirror has a key already."""
+    """There is a key file for this mirror already.
+
+    It would belong to another mirror of the same uuid. Nothing was changed. Remove the file only if you know that its
+    mirror is gone.
+    """
 
     code = "key-exists"
 

@@ -47,13 +47,20 @@ _MIN_RAID_REGION: Final = 4 * MIB
 
 
 class TooSmallError(RefusedError):
-    """A device has no room for what it should hold."""
+    """The device has no room for what it should hold.
+
+    Header, tracking and data have to fit: a primary has at least 16 MiB, and a secondary at least the size of its
+    primary's data plus what lies before it. A secondary as large as the primary always fits.
+    """
 
     code = "too-small"
 
 
 class TooManyBlocksError(RefusedError):
-    """The disk has more era blocks of that size than dm-era can track."""
+    """The disk has more blocks of that size than can be tracked.
+
+    Choose a larger --block-size; the message says how large. 1M suits every disk that is sold.
+    """
 
     code = "too-many-blocks"
 

@@ -31,7 +31,11 @@ _libc.syncfs(-1)  # resolved and touched now: inside a barrier nothing is looked
 
 
 class BarrierLostError(DeviceError):
-    """The guard resumed the mirror before its owner was done: what was done under the barrier does not count."""
+    """The mirror had to be resumed before the work on it was done.
+
+    A command held it still for too long, so its guard let writers go on. Nothing was promised to the secondary. Run the
+    command again; if it happens often, the machine or a disk is very slow: see the kernel log.
+    """
 
     code = "barrier-lost"
 

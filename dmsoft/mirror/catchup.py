@@ -37,7 +37,11 @@ _FIRST_RATE = 32 * MIB  # bytes a second, until one was measured
 
 
 class UnreadableError(DeviceError):
-    """Blocks of the primary that could not be read: everything else was copied, S did not move."""
+    """Parts of the primary could not be read; all the rest was copied.
+
+    The secondaries keep what they had of those parts and stay stale there. The primary is failing: look at the kernel
+    log and its SMART state now, and save what you can.
+    """
 
     code = "primary-unreadable"
 

@@ -24,19 +24,31 @@ _NEVER = {"cdrom", "floppy", "zram"}
 
 
 class DuplicateError(RefusedError):
-    """Two devices carry the same member uuid."""
+    """Two devices say that they are the same member.
+
+    One is a copy of the other, made with dd or by a cheap enclosure, or a mirror of that name came from elsewhere.
+    dmsoft does not guess. Unplug the one you do not mean, or zero its first MiB.
+    """
 
     code = "duplicate-member"
 
 
 class WrongDeviceError(RefusedError):
-    """A header that belongs on another device."""
+    """A dmsoft header stands on another device than it was written for.
+
+    Its size or its names under /dev/disk/by-id differ from those recorded, so it is a copy, or the disk sits in another
+    enclosure. Nothing is written to it. Use the original, or remove that member and add the disk anew.
+    """
 
     code = "wrong-device"
 
 
 class UnsignedError(RefusedError):
-    """A header is not signed with this host's key for its mirror."""
+    """A header is not signed with this machine's key for its mirror.
+
+    The disk comes from another machine, its key file in /etc/dmsoft/keys is lost, or somebody forged it. Nothing is
+    copied onto it. Look at it with `dmsoft examine`; bring the key file over, or make the mirror anew.
+    """
 
     code = "not-authentic"
 

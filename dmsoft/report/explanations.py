@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What each error and alert code means, at length: the text of ``dmsoft explain``.
+"""What each code of an error, an alert or a note means, at length: the text of ``dmsoft explain``.
 
-Errors take it from the docstring of their class, which a test holds to; alerts have theirs here.
+Errors take it from the docstring of their class, which a test holds to; alerts and notes have theirs here.
 """
 
 import importlib
@@ -18,47 +18,73 @@ _EXITS = {
 
 _ALERTS = {
     "primary-missing": (
-        "The primary of a mirror is not here.\n\n"
-        "Without it nothing can be copied or judged. Plug it in."
+        "The primary of a mirror is not here.\n\nWithout it nothing can be started, copied or judged. Plug it in; its"
+        " secondaries keep what they have."
     ),
-    "primary-failed": "The primary is here but cannot be used.\n\nThe alert says why; `dmsoft examine` shows more.",
+    "primary-failed": (
+        "The primary of a mirror is here but cannot be used.\n\nThe alert says why. `dmsoft examine DEV` shows what"
+        " stands on the disk, `dmsoft devices` what keeps it from being used."
+    ),
     "secondary-failed": (
-        "A secondary is here but cannot be used.\n\nThe primary goes on. Check the disk and its cable; when it works"
-        " again, `dmsoft resync` copies what it missed."
+        "A secondary is here but cannot be used.\n\nThe primary goes on without it. Check the disk and its cable; when"
+        " it works again, `dmsoft resync` copies what it missed."
     ),
     "secondary-unknown": (
-        "What a secondary holds is not known for sure.\n\nIts era metadata or its header were doubted, so an empty"
-        " stale set proves nothing. `dmsoft resync` compares every block and copies what differs."
+        "What a secondary holds is not known for sure.\n\nSomething about it was doubtful (the alert says what), so a"
+        " short list of what it misses would prove nothing. `dmsoft resync` compares every block and copies what"
+        " differs; after that it is known again."
     ),
     "secondary-diverged": (
-        "A secondary was written on its own since it left.\n\nNothing is copied until you choose a side. To drop"
-        " what it has, remove it and add it again."
+        "A secondary was written on its own since it left the mirror.\n\nNothing is copied until you choose. To keep"
+        " the primary's side: save from the secondary what you need, remove it from the mirror and add it again."
     ),
     "tracking-failed": (
-        "The kernel reports an error in the era metadata.\n\nFirst writes to a block may fail from now on. Stop the"
-        " mirror and start it again: tracking begins anew, and every secondary is compared at its next resync."
+        "The kernel reports an error in the record of which blocks were written.\n\nWrites to blocks that were not"
+        " written lately may fail from now on. Stop the mirror and start it again: tracking begins anew, and the next"
+        " resync compares every block."
     ),
-    "tracking-doubt": "The era metadata does not verify.\n\nAt the next start secondaries become unknown.",
+    "tracking-doubt": (
+        "The record of which blocks were written does not verify.\n\nThe data on the primary is not touched by that. At"
+        " the next start tracking begins anew, and the next resync compares every block."
+    ),
     "metadata-filling": (
-        "The era metadata is nearly full.\n\nFull metadata fails writes. Digestion usually frees it within seconds; if"
-        " it does not, stop the mirror and start it again."
+        "The room for the record of which blocks were written is nearly full.\n\nIf it fills up, writes fail. Usually"
+        " it empties by itself within seconds; if it does not, stop the mirror and start it again."
     ),
     "header-torn": (
-        "One of the two header copies of a member is damaged.\n\nThe other one counts, and the next write of the header"
-        " mends it. Seen again and again, it is a sign of a failing disk."
+        "One of the two copies of a member's header is damaged.\n\nThe other one counts, and the next write of the"
+        " header mends it. A power cut can do that; seen again and again, it is a sign of a failing disk."
     ),
+}  # fmt: skip
+
+# What `dmsoft devices` notes beside the refusals of the gate.
+_NOTES = {
+    "blivet": (
+        "The storage library blivet knows of a use of the device that dmsoft did not see.\n\nThe note says which one."
+        " It may be wrong, but look at the device before you use it."
+    ),
+    "removable": (
+        "The device can be unplugged while it runs.\n\nFor a secondary that is what a soft mirror is made for. Without"
+        " its primary a mirror stops, and a cache that is pulled out takes with it what was not yet written back."
+    ),
+    "rotational": (
+        "The device says that it is a rotating disk.\n\nAs a cache it would hardly be faster than the secondary it is"
+        " meant to serve. Virtual disks often say so as well; then it means nothing."
+    ),
+    "volatile": "The device is memory.\n\nWhat is on it is gone after a power cut or a reboot.",
 }  # fmt: skip
 
 
 def known() -> dict[str, str]:
-    """Every code and its text, sorted by code."""
+    """Every code and its text, sorted by code: paragraphs of one line each, the first of which is a summary."""
     for module in pkgutil.walk_packages(dmsoft.__path__, "dmsoft."):
         if ".cli" not in module.name and "blivet" not in module.name and not module.name.endswith("__main__"):
             importlib.import_module(module.name)
-    found = dict(_ALERTS)
+    found = {
+        code: f"{text}\n\nWhile it lasts, `dmsoft status` exits with 9." for code, text in _ALERTS.items()
+    } | _NOTES
     for cls in _all_errors(DmsoftError):
-        if cls is not DmsoftError:
-            found.setdefault(cls.code, _text(cls))
+        found.setdefault(cls.code, _text(cls))
     return dict(sorted(found.items()))
 
 
@@ -76,5 +102,5 @@ def _all_errors(cls: type[DmsoftError]) -> list[type[DmsoftError]]:
 
 def _text(cls: type[DmsoftError]) -> str:
     doc = inspect.cleandoc(cls.__dict__.get("__doc__") or "An error without a text of its own.")
-    exit_text = _EXITS.get(cls.exit_code, "")
-    return f"{doc}\n\nExit status {cls.exit_code}: {exit_text}."
+    paragraphs = [" ".join(each.split()) for each in doc.split("\n\n")]
+    return "\n\n".join([*paragraphs, f"Exit status {cls.exit_code}: {_EXITS[cls.exit_code]}."])

@@ -22,7 +22,11 @@ _WORKERS = 4
 
 
 class CancelledError(DmsoftError):
-    """The run was cancelled; what was promised before still holds, and a rerun goes on from there."""
+    """The copy was stopped before its end.
+
+    What was promised before still holds. Run the command again to go on; it copies what is left and what was written
+    since.
+    """
 
     code = "cancelled"
     exit_code = 1
