@@ -146,8 +146,10 @@ class Run:
             if self.passes >= _MAX_PASSES or (before is not None and left > 0.9 * before and left > _MAX_STAGING_BYTES):
                 self._give_up(left)
                 return era
-            before = left
+            before, closed = left, era
             era = self._roll()
+            # Read again: what was written up to that barrier is of the era it closed, and S will be the one it began.
+            self._owe_since(closed)
 
     def _give_up(self, left: int) -> None:
         self.converged = False
