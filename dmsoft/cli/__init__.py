@@ -65,8 +65,10 @@ def run(arguments: list[str]) -> int:  # noqa: PLR0911 - one way out a kind of e
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as err:
         return err.exit_code
-    except click.Abort:
-        click.echo("Cancelled; nothing was changed.", err=True)
+    except click.Abort as err:
+        interrupted = isinstance(err.__cause__, KeyboardInterrupt)  # else it was the answer to a question
+        text = "Interrupted; see `dmsoft status`." if interrupted else "Cancelled; nothing was changed."
+        click.echo(text, err=True)
         return 130
     except click.ClickException as err:
         _report(arguments, "usage", err.format_message(), _usage_hint(err))

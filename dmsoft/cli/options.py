@@ -64,7 +64,7 @@ def secondaries(
     pairs = [_labelled(word) for word in words]
     taken = {label for label, _ in pairs if label}
     spare = (f"s{n}" for n in range(1, 1000) if f"s{n}" not in taken)
-    named = [(label or next(spare), device) for label, device in pairs]
+    named = [(next(spare) if label is None else label, device) for label, device in pairs]
     ways = _ways(vias, [label for label, _ in named])
     specs = []
     for label, device in named:
@@ -85,6 +85,8 @@ def _ways(vias: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in vias:
         label, equals, way = word.partition("=")
+        if ":" in label:  # a way whose path has a "=" in it
+            equals = ""
         if equals and label not in labels:
             raise UsageError(f"--via names {label}, which is no secondary here.", hint=f"They are {', '.join(labels)}.")
         if equals:
@@ -99,7 +101,7 @@ def _ways(vias: Sequence[str], labels: Sequence[str]) -> dict[str, str]:
 def _way(way: str) -> tuple[str | None, int | None]:
     """(cache device, delay in milliseconds) of one way."""
     kind, _, value = way.partition(":")
-    if kind == "direct" and not value:
+    if way == "direct":
         return None, None
     if kind == "writecache" and value:
         return value, None
