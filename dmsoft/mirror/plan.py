@@ -120,6 +120,19 @@ def leg_nodes(names: Names, label: str) -> list[Node]:
     return [names.leg_data(label), names.leg_cache(label), names.leg(label)]
 
 
+def bottom_up(names: Names, nodes: Sequence[Node]) -> list[Node]:
+    """The nodes of a mirror in an order in which each stands on earlier ones only."""
+
+    def height(node: Node) -> int:
+        layer = node.uuid.removeprefix(names.prefix)
+        if node.uuid in (names.lower.uuid, names.top.uuid):
+            return 3 if node.uuid == names.lower.uuid else 4
+        # Labels have no dash: what has one after its label lies under a leg.
+        return 0 if not layer.startswith("leg-") else 1 if "-" in layer.removeprefix("leg-") else 2
+
+    return sorted(nodes, key=height)
+
+
 def raid(primary: Placed[Primary], labels: Sequence[str], slot_set: int) -> list[Wanted]:
     """The write-behind lower with the legs of ``labels``, bottom up; slots of ``slot_set`` (0 or 1).
 

@@ -15,8 +15,8 @@ from dmsoft.member.payload import MemberRecord
 from dmsoft.mirror import attach, job, locate, lower, registry, tracker
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.names import SLOTS_PER_SET, Names, Node, new_uuid
-from dmsoft.mirror.plan import Wanted, base, leg
+from dmsoft.mirror.names import Names, Node, new_uuid
+from dmsoft.mirror.plan import Wanted, base, bottom_up, leg
 from dmsoft.mirror.running import Running, flush, is_active, metadata_place, node_path
 from dmsoft.units import SECTOR
 
@@ -234,14 +234,6 @@ def require_unused(names: Names) -> None:
 
 
 def inner_nodes(names: Names) -> list[Node]:
-    """Every device a mirror can have but its top, bottom up: those standing with its uuid prefix."""
-    standing = {info.uuid: Node(info.name, info.uuid) for info in devices(names.prefix) if info.uuid != names.top.uuid}
-    lower_node = standing.pop(names.lower.uuid, None)
-    slots = [standing.pop(names.slot(i).uuid, None) for i in range(2 * SLOTS_PER_SET)]
-    legs = [node for node in standing.values() if node.uuid.startswith(f"{names.prefix}leg-")]
-    under = [node for node in legs if node.name.endswith(("-data", "-cache"))]
-    rest = [node for node in standing.values() if node not in legs]
-    return [
-        *(node for node in slots if node is not None), *rest, *under,
-        *(node for node in legs if node not in under), *([lower_node] if lower_node else []),
-    ]  # fmt: skip
+    """Every device of the mirror but its top, bottom up: those standing with its uuid prefix."""
+    standing = [Node(info.name, info.uuid) for info in devices(names.prefix)]
+    return bottom_up(names, [node for node in standing if node.uuid != names.top.uuid])

@@ -2,8 +2,11 @@
 """The planner: the exact tables of every stack, sector by sector."""
 
 import itertools
+import random
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dmsoft.dm.targets import Linear, Raid1
 from dmsoft.errors import UsageError
@@ -15,6 +18,7 @@ from dmsoft.mirror.plan import (
     Placed,
     Wanted,
     base,
+    bottom_up,
     data_sectors,
     leg,
     leg_nodes,
@@ -180,6 +184,26 @@ def test_bottom_up_each_table_names_only_what_stands_before_it() -> None:
         words = each.table[0].target.params().split()
         assert {word for word in words if word.startswith("/dev/")} <= known
         known.add(each.node.path)
+
+
+@given(st.randoms(use_true_random=False))
+def test_what_stands_is_sorted_bottom_up_whatever_its_labels(chance: random.Random) -> None:
+    """A leg labelled ``data`` ends like what lies under a leg."""
+    labels = ["data", "cache", "s1"]
+    mine = placed_primary(*(record(label, "write-behind", via_cache(label)) for label in labels))
+    names, stack = names_of(mine.payload), base(mine, None)
+    for label in labels:
+        disk = Placed(secondary(mine.payload, label), "8:16")
+        stack += leg(mine.payload, mine.payload.member(label) or pytest.fail(), disk, cache(label, "9:1"), 512)
+    tables = {each.node: each.table for each in [*stack, *raid(mine, labels, 0), *raid(mine, labels, 1)]}
+    nodes = list(tables)
+    chance.shuffle(nodes)
+    known: set[str] = set()
+    for node in bottom_up(names, nodes):
+        words = tables[node][0].target.params().split()
+        assert {word for word in words if word.startswith("/dev/")} <= known, node.name
+        known.add(node.path)
+    assert len(known) == len(nodes)
 
 
 def test_a_lower_falls_back_to_the_same_table_it_started_with() -> None:
