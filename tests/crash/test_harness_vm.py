@@ -4,6 +4,7 @@
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import vm
+from tests.harness import vm, writelog
 from tests.harness.qemu import CHECKOUT
 
 LARGE = 50 << 20
@@ -82,6 +83,26 @@ def test_a_disk_file_outlives_a_reset_and_a_power_cut(tmp_path: Path) -> None:
     data = disk.path.read_bytes()
     assert data[:5] == b"first"
     assert data[4096:4102] == b"second"
+
+
+def test_a_power_cut_can_take_the_write_cache(tmp_path: Path) -> None:
+    disk = vm.Disk("cache", path=tmp_path / "disk.img", log=tmp_path / "log")
+    assert disk.path is not None
+    assert disk.log is not None
+    disk.path.write_bytes(b"old" + bytes((1 << 20) - 3))
+    before = tmp_path / "before.img"
+    shutil.copyfile(disk.path, before)
+    write = "printf %s | dd of=/dev/disk/by-id/virtio-cache oflag=direct%s bs=4096 seek=%d conv=sync 2>/dev/null\n"
+    script = write % ("flushed", "", 0) + "sync /dev/disk/by-id/virtio-cache\n" + write % ("lost", "", 1)
+    cut = shell(script + "echo written; sleep 60", disks=[disk], cut_at=b"written\n")
+    assert cut.outcome is vm.Outcome.CUT, cut.message
+    assert disk.path.read_bytes()[4096:4100] == b"lost"
+    after = tmp_path / "after.img"
+    shutil.copyfile(before, after)
+    assert writelog.lose_cache(disk.log, after) == 4096
+    assert after.read_bytes() == b"flushed" + bytes((1 << 20) - 7)
+    writelog.lose_cache(disk.log, before, kept=lambda _: True)
+    assert before.read_bytes() == disk.path.read_bytes()
 
 
 def test_a_panic_says_why() -> None:

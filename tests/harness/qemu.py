@@ -21,10 +21,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Image:
-    """A raw image file behind one virtio disk, found in the guest at ``/dev/disk/by-id/virtio-SERIAL``."""
+    """A raw image file behind one virtio disk, found in the guest at ``/dev/disk/by-id/virtio-SERIAL``.
+
+    Every request to it is also written to ``log``, for `tests.harness.writelog`.
+    """
 
     path: Path
     serial: str
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,11 @@ def _kernel_command_line(hardware: Hardware) -> list[str]:
 def _blockdev(image: Image, node: str) -> dict[str, object]:
     """Host page cache with flushes honoured (QEMU's writeback), and discards passed through to the sparse file."""
     file = {"driver": "file", "filename": str(image.path), "aio": "threads", "discard": "unmap"}
-    return {"driver": "raw", "node-name": node, "discard": "unmap", "file": file}
+    if image.log is None:
+        return {"driver": "raw", "node-name": node, "discard": "unmap", "file": file}
+    raw = {"driver": "raw", "discard": "unmap", "file": file}
+    log = {"driver": "raw", "file": {"driver": "file", "filename": str(image.log), "aio": "threads"}}
+    return {"driver": "blklogwrites", "node-name": node, "discard": "unmap", "file": raw, "log": log}
 
 
 def _escape(value: str) -> str:

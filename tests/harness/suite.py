@@ -140,7 +140,8 @@ class Runner:
             if self._stopping:
                 return
             process = subprocess.Popen(
-                job.argv(self._extra),
+                # A runner that is killed leaves no run behind.
+                ["setpriv", "--pdeathsig", "TERM", *job.argv(self._extra)],
                 cwd=CHECKOUT,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,

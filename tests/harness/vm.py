@@ -35,11 +35,15 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of the guest: an empty sparse one of ``size`` bytes for this run, or the file ``path``, which stays."""
+    """A disk of the guest: an empty sparse one of ``size`` bytes for this run, or the file ``path``, which stays.
+
+    ``log`` names a file that is to hold every request to the disk afterwards, see `tests.harness.writelog`.
+    """
 
     serial: str
     size: int = 0
     path: Path | None = None
+    log: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,9 @@ class Machine:
                 file.truncate(disk.size)
         elif not path.is_file() and not path.is_block_device():
             raise HarnessError(f"{path} is not a file")
-        return qemu.Image(path.absolute(), disk.serial)
+        if disk.log is not None:
+            disk.log.write_bytes(b"")
+        return qemu.Image(path.absolute(), disk.serial, disk.log and disk.log.absolute())
 
     def console(self) -> str:
         return self._console.read_bytes().decode(errors="replace") if self._console.exists() else ""
@@ -229,6 +235,7 @@ class Machine:
             "HOME": "/root",
             "LANG": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
             **self._options.env,
         }
         persistent = any(disk.path for disk in self._options.disks)

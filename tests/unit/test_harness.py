@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.harness import accel, bootimage, initramfs, kernels, qemu, suite, vm
+from tests.harness import accel, bootimage, initramfs, kernels, qemu, suite, vm, writelog
 from tests.harness.__main__ import _empty_disk, _file_disk, _parser
 from tests.harness.cached import cached
 from tests.harness.kernels import Kernel, matches, newest
@@ -257,3 +257,38 @@ def test_a_run_that_breaks_off_is_a_failure(script: str) -> None:
 
 def test_a_run_in_which_nothing_is_selected_is_none() -> None:
     assert str(run_jobs("exit 5")) == "0 passed, 0 failed, 0 skipped"
+
+
+def make_log(*entries: tuple[int, int, int, bytes]) -> bytes:
+    """A log of writes with sectors of 512 bytes: (sector, sectors, flags, data) each."""
+    log = struct.pack("<QQQI", 0x6A736677736872, 1, 0, 512).ljust(512, b"\0")
+    for first, count, flags, data in entries:
+        log += struct.pack("<QQQQ", first, count, flags, 0).ljust(512, b"\0") + data
+    return log
+
+
+def test_only_what_was_flushed_survives(tmp_path: Path) -> None:
+    a, b, c, d = (letter * 512 for letter in (b"a", b"b", b"c", b"d"))
+    flush = (0, 0, writelog.FLUSH, b"")
+    discard = (3, 1, writelog.DISCARD, b"")
+    requests = [(0, 1, 0, a), (3, 1, 0, b), discard, flush, (1, 1, 0, c), (2, 1, writelog.FUA, d), (0, 1, 0, c)]
+    (tmp_path / "log").write_bytes(make_log(*requests) + bytes(4096))
+    image = tmp_path / "image"
+    image.write_bytes(b"-" * 2048)
+    assert writelog.lose_cache(tmp_path / "log", image) == 1024
+    assert image.read_bytes() == a + b"-" * 512 + d + bytes(512)
+    assert writelog.lose_cache(tmp_path / "log", image, kept=lambda _: True) == 0
+    assert image.read_bytes() == c + c + d + bytes(512)
+
+
+def test_a_log_without_a_flush_promises_nothing(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(make_log((0, 1, 0, bytes(512))))
+    (tmp_path / "image").write_bytes(b"-" * 512)
+    assert writelog.lose_cache(tmp_path / "log", tmp_path / "image") == 512
+    assert (tmp_path / "image").read_bytes() == b"-" * 512
+
+
+def test_another_file_is_no_log(tmp_path: Path) -> None:
+    (tmp_path / "log").write_bytes(bytes(4096))
+    with pytest.raises(ValueError, match="not a log"):
+        list(writelog.requests(tmp_path / "log"))
