@@ -34,6 +34,7 @@ from dmsoft.units import MIB, format_size
 _MAX_PASSES = 12
 _MAX_STAGING_BYTES = 128 * MIB
 _FIRST_RATE = 32 * MIB  # bytes a second, until one was measured
+_UNREADABLE_HINT = "The secondaries keep their stale blocks. Look at the primary's health now."
 
 
 class UnreadableError(DeviceError):
@@ -185,7 +186,7 @@ class Run:
             where = ", ".join(f"{r.offset}+{r.length}" for r in tally.unread[:5])
             raise UnreadableError(
                 f"The primary could not be read at {len(tally.unread)} places (bytes {where}); the rest was copied.",
-                hint="The secondaries keep their stale blocks. Look at the primary's health now.",
+                hint=_UNREADABLE_HINT,
             )
 
     def _promise(self, era: int, *, as_of: str | None) -> None:
@@ -261,6 +262,10 @@ class Run:
             stage.fill(self.source, self._requests())
         except MemoryError:
             return False
+        except OSError as err:
+            raise UnreadableError(
+                f"The primary could not be read in the final barrier: {err.strerror}.", hint=_UNREADABLE_HINT
+            ) from err
         return True
 
     def _swap(self, here: Barrier) -> None:

@@ -79,8 +79,8 @@ class Job:
 
 
 @contextlib.contextmanager
-def opened(running: Running, record: MemberRecord, current_era: int) -> Iterator[Job]:
-    """Open the secondary of ``record`` through the gate and decide what it needs.
+def opened(running: Running, record: MemberRecord, current_era: int, *, dry_run: bool = False) -> Iterator[Job]:
+    """Open the secondary of ``record`` through the gate and decide what it needs; ``dry_run``: write nothing at all.
 
     Raises `NotFoundError` when it is not here, `DivergedError`, and whatever gate and header have to say.
     """
@@ -95,7 +95,7 @@ def opened(running: Running, record: MemberRecord, current_era: int) -> Iterator
             attach=record.mode == "write-behind",
         )  # fmt: skip
         if since is not None:
-            _sample(running, job, since)
+            _sample(running, job, since, dry_run=dry_run)
         yield job
 
 
@@ -133,7 +133,7 @@ def gate(running: Running, record: MemberRecord) -> Iterator[tuple[GatedDevice, 
         yield disk, doubted(payload, scan.doubt)
 
 
-def _sample(running: Running, job: Job, since: int) -> None:
+def _sample(running: Running, job: Job, since: int, *, dry_run: bool) -> None:
     """Compare a few clean blocks before S is believed; a difference turns the job into a compare."""
 
     def now_stale() -> BlockSet:
@@ -148,7 +148,8 @@ def _sample(running: Running, job: Job, since: int) -> None:
     if offset is None:
         return
     reason = f"a block that should be equal differs from the primary (at byte {offset})"
-    job.doubt(reason)
+    if not dry_run:
+        job.doubt(reason)
     job.decision = Decision("compare", reason)
     job.owed = BlockSet.full(job.owed.nr_blocks)
     job.stale = job.owed.copy()

@@ -78,7 +78,7 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
             if coupled:
                 attach.check_kernel()
                 attach.detach(running, coupled, guard)
-        jobs, errors = _open(running, records, stack, strict=bool(wanted.labels))
+        jobs, errors = _open(running, records, stack, strict=bool(wanted.labels), dry_run=wanted.dry_run)
         progress = stack.enter_context(Progress(uuid, reporter))
         progress.planned(
             [Planned(j.label, j.decision.kind, j.decision.reason, j.bytes_stale) for j in jobs],
@@ -118,7 +118,7 @@ def _with_coupled(running: Running, records: list[MemberRecord]) -> list[MemberR
 
 
 def _open(
-    running: Running, records: list[MemberRecord], stack: contextlib.ExitStack, *, strict: bool
+    running: Running, records: list[MemberRecord], stack: contextlib.ExitStack, *, strict: bool, dry_run: bool
 ) -> tuple[list[Job], dict[str, DmsoftError]]:
     """Open every job; a secondary that cannot take part is left out, or raised if it was asked for alone."""
     jobs: list[Job] = []
@@ -126,8 +126,9 @@ def _open(
     era = running.era_status().era
     for record in records:
         try:
-            attach.claim(running, record.label)
-            jobs.append(stack.enter_context(job.opened(running, record, era)))
+            if not dry_run:
+                attach.claim(running, record.label)
+            jobs.append(stack.enter_context(job.opened(running, record, era, dry_run=dry_run)))
         except MetadataError:
             raise
         except DmsoftError as err:
