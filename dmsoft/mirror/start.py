@@ -3,12 +3,15 @@
 sealed on the way out."""
 
 import contextlib
+import time
 
 import msgspec
 
 from dmsoft.dm.device import devices
 from dmsoft.dm.kernel import require_targets
 from dmsoft.errors import BusyError, DmsoftError, MetadataError, NotFoundError
+from dmsoft.inventory.sysfs import block_device
+from dmsoft.inventory.usage import Usage
 from dmsoft.member import regions
 from dmsoft.member.gate import open_exclusive
 from dmsoft.member.payload import MemberRecord
@@ -21,6 +24,7 @@ from dmsoft.mirror.running import Running, flush, is_active, metadata_place, nod
 from dmsoft.units import SECTOR
 
 _METADATA_BLOCK = 4096
+_UDEV_SECONDS = 5.0
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -225,12 +229,16 @@ def stopped(running: Running) -> None:
 
 
 def require_unused(names: Names) -> None:
-    """Raise `BusyError` while the top is open: mounted, or in use by something built on it."""
-    info = device(names.top).info()
-    if info is not None and info.open_count:
-        raise BusyError(
-            f"{names.top.path} is in use ({info.open_count} times open).", hint="Unmount what is on it, then try again."
-        )
+    """Raise `BusyError` while the top is mounted, held or open. udev opens it for a moment after each writer's close,
+    so an open alone is waited for a little."""
+    target = device(names.top)
+    deadline = time.monotonic() + _UDEV_SECONDS
+    while (info := target.info()) is not None and info.open_count:
+        uses = [use.text for use in Usage.read().uses(block_device(names.top.path))]
+        if uses or time.monotonic() > deadline:
+            how = "; ".join(uses) or f"{info.open_count} times open"
+            raise BusyError(f"{names.top.path} is in use: {how}.", hint="Unmount or close it, then try again.")
+        time.sleep(0.1)
 
 
 def inner_nodes(names: Names) -> list[Node]:
