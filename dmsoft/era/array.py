@@ -99,6 +99,10 @@ class ArrayReader:
 
     def scan(self, blocks: Numbers, first: int, shape: ArrayShape, consume: Consumer) -> None:
         """Read and verify ``blocks``, the array's blocks from ``first`` on, and hand them to ``consume``."""
+        if len(blocks) <= READ_BLOCKS:
+            self._read(blocks, 0, self._buffers[0])
+            _hand_over(self._buffers[0], blocks, first, shape, consume)
+            return
         coming: deque[Future[None]] = deque()
         starts = range(0, len(blocks), READ_BLOCKS)
         try:

@@ -10,7 +10,7 @@ overwritten while the next is built:
 
 - Marks only ever move: current writeset, then writeset tree, then (digested) the array. Whatever is read in that
   order is seen at least once. So writesets come first, and one that has gone meanwhile is in the array.
-- A block that a tree still names after it was read was not reused in between. This is what `_settle` checks, for
+- A block that a tree still names after it was read was not reused in between. This is what `settle` checks, for
   each array block on its own: what moved is read again. A pointer that was valid leads to its own content or to
   newer content, never to older, and a node says which tree and which keys it is for.
 - Could a block have left its place and come back? Not in an archived writeset, which nobody writes. Not in the
@@ -22,7 +22,7 @@ overwritten while the next is built:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +32,13 @@ from dmsoft.era.array import HEADER_WORDS, VERIFY_BLOCKS, ArrayReader, ArrayShap
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.btree import BtreeReader, Numbers
 from dmsoft.era.errors import EraAheadError, EraBusyError, EraMetadataError, EraUnusedError
+from dmsoft.era.settle import Patience, settle
 from dmsoft.era.superblock import Superblock, WritesetRoot
+from dmsoft.units import align_up
 
-T = TypeVar("T")
-
+# Failures allowed for what is small, and for what can be read in smaller parts instead.
 _TRIES: Final = 64
-# The same complaint this often in a row is damage, not a race with the kernel.
-_COMPLAINTS: Final = 3
-# Array blocks read between two checks when the whole array does not hold still long enough.
-_WINDOW: Final = 1024
+_QUICK_TRIES: Final = 4
 # Array blocks of eras whose bits fill whole words of a set.
 _ERAS_UNIT: Final = 32
 _MAX_ERA: Final = (1 << 32) - 1
@@ -95,8 +93,7 @@ class Walk:
 
     def run(self) -> Changes:
         """The set. Raises `EraMetadataError`, `EraBusyError`, `DeviceError`."""
-        wanted = self._patiently(self._wanted)
-        for era in wanted:
+        for era in self._patience(_TRIES).keep_trying(self._wanted):
             self._read_writeset(era)
         self._read_eras()
         last = self._reload()
@@ -165,23 +162,29 @@ class Walk:
         def read(first: int, blocks: Numbers) -> None:
             self._arrays.scan(blocks, first, shape, lambda at, leaves: self._take_bits(at, leaves, nr_bits))
 
-        self._settle(locate, read, 1)
+        settle(locate, read, 1, self._patience(_TRIES))
 
     def _read_eras(self) -> None:
-        """Take over what is digested: in one go, or in windows if a digestion ends meanwhile."""
+        """Take over what is digested: in one go if the array holds still that long, else in ever smaller windows."""
         shape = ArrayShape(self._first.nr_blocks, 4)
+        windows = [(0, shape.blocks)]
+        tries = _TRIES
+        while windows:
+            first, count = windows.pop()
+            smallest = count <= _ERAS_UNIT
+            try:
+                if self._settle_window(shape, first, count, self._patience(_TRIES if smallest else _QUICK_TRIES)):
+                    continue
+                tries -= 1
+            except EraBusyError:
+                if smallest:
+                    raise
+            if tries <= 0:
+                raise EraBusyError("One writeset after the other is being digested.", hint="Try again.")
+            step = max(_ERAS_UNIT, align_up(count // 16, _ERAS_UNIT))
+            windows += [(at, min(step, first + count - at)) for at in range(first, first + count, step)][::-1]
 
-        def read(first: int, blocks: Numbers) -> None:
-            self._arrays.scan(blocks, first, shape, self._take_eras)
-
-        if self._settle_window(shape, 0, shape.blocks, read):
-            return
-        for first in range(0, shape.blocks, _WINDOW):
-            count = min(_WINDOW, shape.blocks - first)
-            if not any(self._settle_window(shape, first, count, read) for _ in range(_TRIES)):
-                raise _too_busy()
-
-    def _settle_window(self, shape: ArrayShape, first: int, count: int, read: Callable[[int, Numbers], None]) -> bool:
+    def _settle_window(self, shape: ArrayShape, first: int, count: int, patience: Patience) -> bool:
         """Read a window of the array. False if more than one writeset was being digested meanwhile."""
         digesting: object = None
 
@@ -196,45 +199,13 @@ class Walk:
             whole = None if count == shape.blocks else count
             return self._arrays.index(now.era_array_root, shape, now.space_map.nr_blocks, first, whole)
 
-        return self._settle(locate, lambda at, blocks: read(first + at, blocks), _ERAS_UNIT)
+        def read(at: int, blocks: Numbers) -> None:
+            self._arrays.scan(blocks, first + at, shape, self._take_eras)
 
-    def _settle(self, locate: Callable[[], Numbers | None], read: Callable[[int, Numbers], None], unit: int) -> bool:
-        """Read the blocks that ``locate`` names until each of them was at the same place before and after.
+        return settle(locate, read, _ERAS_UNIT, patience)
 
-        Blocks are read in whole groups of ``unit``. False if ``locate`` says None: they are no more.
-        """
-        before = self._patiently(locate)
-        if before is None:
-            return False
-        unread = np.arange(len(before))
-        complaints: list[str] = []
-        for _ in range(_TRIES):
-            try:
-                for begin, end in _groups(unread, unit):
-                    read(begin, before[begin:end])
-                complaints.clear()
-            except EraMetadataError as err:
-                _tolerate(err, complaints)
-            after = self._patiently(locate)
-            if after is None:
-                return False
-            if not complaints:
-                if len(after) != len(before):
-                    raise EraBusyError("A writeset changed its size while it was read.")
-                unread = unread[before[unread] != after[unread]]
-            if not len(unread):
-                return True
-            before = after
-        raise _too_busy()
-
-    def _patiently(self, step: Callable[[], T]) -> T:
-        """The result of ``step``, tried again while the metadata changes under it."""
-        complaints: list[str] = []
-        while True:
-            try:
-                return step()
-            except EraMetadataError as err:
-                _tolerate(err, complaints)
+    def _patience(self, tries: int) -> Patience:
+        return Patience(lambda: self._last, tries)
 
     def _take_bits(self, first: int, leaves: Leaves, nr_bits: int) -> None:
         """Add the bits in array blocks ``first`` and following of a bitset of ``nr_bits``."""
@@ -262,28 +233,3 @@ class Walk:
         begin = first * per_block // 8
         target = self._bytes[begin : begin + len(marked)]
         target |= marked[: len(target)]
-
-
-def _groups(indices: NDArray[np.int64], unit: int) -> list[tuple[int, int]]:
-    """Runs (begin, end) of whole groups of ``unit`` that cover ascending ``indices``."""
-    groups = np.unique(indices // unit)
-    if not len(groups):
-        return []
-    breaks = np.flatnonzero(np.diff(groups) != 1) + 1
-    starts = groups[np.concatenate(([0], breaks))]
-    ends = groups[np.concatenate((breaks - 1, [len(groups) - 1]))]
-    return [(int(begin) * unit, (int(end) + 1) * unit) for begin, end in zip(starts, ends, strict=True)]
-
-
-def _tolerate(error: EraMetadataError, complaints: list[str]) -> None:
-    """Let ``error`` pass as a race with the kernel, unless it keeps coming back."""
-    complaints.append(error.message)
-    if len(complaints) >= _TRIES or complaints[-_COMPLAINTS:] == [error.message] * _COMPLAINTS:
-        raise error
-
-
-def _too_busy() -> EraBusyError:
-    return EraBusyError(
-        "The era metadata changes faster than it can be read.",
-        hint="Try again when the mirror is less busy, or read a metadata snapshot.",
-    )

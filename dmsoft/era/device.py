@@ -46,6 +46,7 @@ class MetadataDevice:
             raise
         self.blocks = (size if length_bytes is None else length_bytes) // BLOCK_BYTES
         self._gap = aligned_buffer(_GAP_BLOCKS)
+        self._one = aligned_buffer(1)
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -60,9 +61,8 @@ class MetadataDevice:
 
     def read_block(self, block: int) -> bytes:
         """The 4096 bytes of one metadata block."""
-        buffer = aligned_buffer(1)
-        self.read_blocks([block], buffer)
-        return bytes(buffer)
+        self.read_blocks([block], self._one)
+        return bytes(self._one)
 
     def read_blocks(self, blocks: Sequence[int], buffer: memoryview) -> None:
         """Read ``blocks``, in any order, into ``buffer``, one after the other. Long runs are one request."""

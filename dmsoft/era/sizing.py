@@ -18,6 +18,8 @@ from dmsoft.units import MIB
 _ARRAYS: Final = 4
 # Eras that may wait to be digested.
 _WRITESETS: Final = 64
+# Room for two commits: superblock, tree nodes, space map.
+_COMMIT_BLOCKS: Final = 64
 
 
 def metadata_bytes(nr_blocks: int) -> int:
@@ -32,6 +34,12 @@ def metadata_bytes(nr_blocks: int) -> int:
     writeset = tree_blocks(blocks_needed(blocks_needed(nr_blocks, 64), array_capacity(8)))
     wanted = (_ARRAYS * array + _WRITESETS * writeset) * BLOCK_BYTES + MIB
     return min(max(wanted, 4 * MIB), MAX_METADATA_BLOCKS * BLOCK_BYTES)
+
+
+def era_blocks(nr_blocks: int) -> int:
+    """Metadata blocks that must be free for a new era to begin: its writeset, and copies of what its commits change."""
+    writeset = tree_blocks(blocks_needed(blocks_needed(nr_blocks, 64), array_capacity(8)))
+    return 2 * writeset + _COMMIT_BLOCKS
 
 
 def tree_blocks(leaves: int) -> int:
