@@ -167,6 +167,16 @@ def test_the_regions_are_described_as_they_are() -> None:
         assert re.findall(r"_([a-z]+)_", paragraph) == sorted(layout, key=lambda name: layout[name].offset)
 
 
+def test_the_readme_names_only_what_there_is() -> None:
+    readme = (MAN.parent / "README.md").read_text()
+    named = set(re.findall(r"(?:^    |`)dmsoft ([a-z]+)", readme, flags=re.M))
+    assert {"create", "resync", "status", "start"} <= named <= set(VERBS)
+    options = {name for verb in VERBS for p in dmsoft.get_command(CONTEXT, verb).params for name in p.opts}  # type: ignore[union-attr]
+    assert set(re.findall(r"`(?:[a-z]+ )*(--[a-z-]+)", readme)) <= options
+    diagram = readme.split("```")[1]
+    assert max(map(len, diagram.splitlines())) <= 80
+
+
 def test_diagrams_fit_a_terminal() -> None:
     for page in (PAGE, INTERNALS):
         for block in re.findall(r"^```\n(.*?)^```", page, flags=re.M | re.S):
