@@ -53,7 +53,8 @@ def create(
     from dmsoft.mirror.create import create as make
 
     specs = secondaries(words, vias, mode, interval, journal_size)
-    spec = MirrorSpec(name, primary, specs, mode, interval, block_size or DEFAULT_BLOCK_BYTES, metadata, force)
+    block_bytes = DEFAULT_BLOCK_BYTES if block_size is None else block_size
+    spec = MirrorSpec(name, primary, specs, mode, interval, block_bytes, metadata, force)
     if not dry_run:
         make(spec, dry_run=True)
         devices = [primary, *(each.device for each in specs), *(each.cache for each in specs if each.cache)]
