@@ -32,7 +32,7 @@ def resync(name: str, labels: tuple[str, ...], max_stall: float, dry_run: bool, 
     cancelled = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: cancelled.set())
-    with reporter(as_json=as_json) as watch:
+    with reporter(as_json=as_json, dry_run=dry_run) as watch:
         outcome, error = catch_up(Request(name, labels, max_stall, dry_run), watch, cancelled)
     if as_json:
         emit(outcome)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dmsoft.mirror.progress import Planned, Reporter
+from dmsoft.mirror.progress import Planned, Reporter, Silent
 from dmsoft.report.output import clean, console, emit, say
 from dmsoft.units import format_duration, format_size
 
@@ -23,10 +23,12 @@ _WORDS = {
 
 
 @contextlib.contextmanager
-def reporter(*, as_json: bool) -> Iterator[Reporter]:
-    """The reporter that fits where the output goes."""
+def reporter(*, as_json: bool, dry_run: bool = False) -> Iterator[Reporter]:
+    """The reporter that fits where the output goes; a dry run's result says all that its plan would."""
     if as_json:
         yield _Lines(_emit_progress, _OBJECT_SECONDS, plan=_emit_plan)
+    elif dry_run:
+        yield Silent()
     elif sys.stderr.isatty():
         with _Bar() as bar:
             yield bar

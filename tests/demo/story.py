@@ -88,6 +88,12 @@ class Mirror:
             f"{format_size(size)} in {time.monotonic() - start:.0f} s."
         )
 
+    def more_files(self, choice: Choice, folder: str) -> None:
+        added = self.work.add(choice.again, folder, choice.hashes)
+        quiet("sync", "--file-system", str(MOUNT))
+        size = format_size(sum(path.stat().st_size for path in choice.again))
+        self.stage.say(f"{added} files ({size}) are added while the secondary is attached.")
+
     def change_files(self, choice: Choice, folder: str) -> None:
         start = time.monotonic()
         added = self.work.add(choice.again, folder, choice.hashes)
@@ -248,8 +254,10 @@ def write_behind(stage: Stage, disks: Cables, choice: Choice) -> Figures:
     mirror.make_files(choice)
     mirror.dmsoft("resync", "mail")
 
-    stage.chapter("Its disk is unplugged, and the files go on changing")
+    stage.chapter("Its disk is unplugged while its cache is full of news")
+    mirror.more_files(choice, "news")
     disks.unplug("one")
+    stage.say("Unplugged. What was in the cache never got to the disk.")
     mirror.change_files(choice, "added")
     mirror.dmsoft("status", "mail", ok=(0, 9))
 
@@ -260,15 +268,19 @@ def write_behind(stage: Stage, disks: Cables, choice: Choice) -> Figures:
     seconds = mirror.dmsoft("resync", "mail", "one")
     figures = mirror.check_amount("write-behind", "one", stale, before, seconds)
 
-    stage.chapter("More files, which go through the cache")
-    mirror.work.add(choice.again, "later", choice.hashes)
-    quiet("sync", "--file-system", str(MOUNT))
+    stage.chapter("Is the copy true, on the disk itself?")
+    mirror.more_files(choice, "later")
     mirror.dmsoft("status", "mail")
+    stage.blank()
+    stage.say(
+        "(Attached: writes are passed on. What it misses is what dmsoft would copy if the disk left now; it believes "
+        "no more than what it has copied itself.)"
+    )
     expected = mirror.unmount()
     (behind,) = differing([mirror.data("primary"), mirror.data("one")], MIB)
     stage.blank()
     stage.say(
-        f"{len(behind)} MiB of the disk itself are not what the primary has: the cache holds the new data. "
+        f"In {len(behind)} MiB the disk itself is not yet what the primary is: the cache holds the news. "
         "Stopping the mirror writes the cache back."
     )
     mirror.dmsoft("stop", "mail")
