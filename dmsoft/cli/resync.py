@@ -37,6 +37,6 @@ def resync(name: str, labels: tuple[str, ...], max_stall: float, dry_run: bool, 
     if as_json:
         emit(outcome)
     else:
-        show(name, outcome, dry_run=dry_run)
+        show(outcome, dry_run=dry_run)
     if error is not None:
         raise error

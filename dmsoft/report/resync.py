@@ -6,9 +6,9 @@ from dmsoft.report.output import say, time_text
 from dmsoft.units import format_duration, format_size
 
 
-def show(name: str, outcome: Outcome, *, dry_run: bool) -> None:
+def show(outcome: Outcome, *, dry_run: bool) -> None:
     for part in outcome.secondaries:
-        say(_line(name, part, dry_run=dry_run), hang=2)
+        say(_line(part, dry_run=dry_run), hang=2)
     if not dry_run and outcome.passes:
         say(
             f"{format_size(outcome.bytes_copied)} copied in {format_duration(outcome.seconds)}; "
@@ -16,14 +16,14 @@ def show(name: str, outcome: Outcome, *, dry_run: bool) -> None:
         )
 
 
-def _line(name: str, part: SecondaryOutcome, *, dry_run: bool) -> str:
+def _line(part: SecondaryOutcome, *, dry_run: bool) -> str:
     if part.error is not None:
         return f"{part.label}: not done. {part.error}"
     if dry_run:
         return f"{part.label}: {_intent(part)}, because {part.reason}."
     if part.consistent_as_of is None:
         return f"{part.label}: {_deed(part)}, but it is no whole point in time yet."
-    return f"{part.label}: {_deed(part)}; it holds {name} as of {time_text(part.consistent_as_of)}."
+    return f"{part.label}: {_deed(part)}; current as of {time_text(part.consistent_as_of)}."
 
 
 def _intent(part: SecondaryOutcome) -> str:

@@ -109,7 +109,7 @@ def test_no_control_character_out_of_a_header_is_printed(
     status.show(_mirror(view, alerts=(Alert("secondary-unknown", f"one: [red]{ESCAPE}."),), device=f"/dev/{ESCAPE}"))
     say(f"Error: {ESCAPE}")
     stale.show("archive", "one", Missing(MIB, None, [(0, 1024)], 1024, GIB, f"doubt: {ESCAPE}"))
-    resync.show("archive", _outcome("compare", reason=ESCAPE), dry_run=True)
+    resync.show(_outcome("compare", reason=ESCAPE), dry_run=True)
     print(progress.sentence(Planned("one", "compare", ESCAPE, GIB)))
     out = capsys.readouterr().out
     assert all(character.isprintable() or character == "\n" for character in out)
@@ -132,21 +132,21 @@ def _outcome(kind: str, *, reason: str = "it was never copied", as_of: str | Non
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        ("full", "one: first copy, 43 MiB; it holds archive as of 2026-11-21 10:39:27 UTC."),
-        ("incremental", "one: missed 42 MiB, 43 MiB copied; it holds archive as of 2026-11-21 10:39:27 UTC."),
-        ("compare", "one: all 42 MiB compared, 43 MiB differed and copied; it holds archive as of"),
-        ("none", "one: missed nothing; it holds archive as of 2026-11-21 10:39:27 UTC."),
+        ("full", "one: first copy, 43 MiB; current as of 2026-11-21 10:39:27 UTC."),
+        ("incremental", "one: missed 42 MiB, 43 MiB copied; current as of 2026-11-21 10:39:27 UTC."),
+        ("compare", "one: all 42 MiB compared, 43 MiB differed and copied; current as of"),
+        ("none", "one: missed nothing; current as of 2026-11-21 10:39:27 UTC."),
     ],
 )
 def test_what_a_resync_did(kind: str, words: str, piped: None, capsys: pytest.CaptureFixture[str]) -> None:
-    resync.show("archive", _outcome(kind), dry_run=False)
+    resync.show(_outcome(kind), dry_run=False)
     assert capsys.readouterr().out.startswith(words)
 
 
 def test_a_copy_that_is_no_whole_point_in_time_is_not_called_one(
     piped: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    resync.show("archive", _outcome("full", as_of=None), dry_run=False)
+    resync.show(_outcome("full", as_of=None), dry_run=False)
     out = capsys.readouterr().out
     assert "no whole point in time yet" in out
     assert "as of" not in out
