@@ -25,31 +25,25 @@ _COMMIT_BLOCKS: Final = 64
 def metadata_bytes(nr_blocks: int) -> int:
     """Bytes of metadata wanted for ``nr_blocks`` data blocks: whole metadata blocks, at least 4 MiB.
 
-    Four era arrays, 64 writesets, each with its index nodes, and 1 MiB for everything else. ``ValueError`` when
-    dm-era cannot track that many blocks.
+    Four era arrays, 64 writesets, each with its index nodes, and 1 MiB for everything else. Never more than the
+    kernel uses: a result of `MAX_METADATA_BLOCKS` may not be enough, and larger data blocks are the answer.
+    ``ValueError`` when dm-era cannot track that many blocks.
     """
     if not 0 < nr_blocks <= MAX_DATA_BLOCKS:
         raise ValueError(f"dm-era cannot track {nr_blocks} blocks")
     array = tree_blocks(blocks_needed(nr_blocks, array_capacity(4)))
     writeset = tree_blocks(blocks_needed(blocks_needed(nr_blocks, 64), array_capacity(8)))
-    wanted = (_ARRAYS * array + _WRITESETS * writeset) * BLOCK_BYTES + MIB
-    return min(max(wanted, 4 * MIB), MAX_METADATA_BLOCKS * BLOCK_BYTES)
-
-
-def era_blocks(nr_blocks: int) -> int:
-    """Metadata blocks that must be free for a new era to begin: its writeset, and copies of what its commits change."""
-    writeset = tree_blocks(blocks_needed(blocks_needed(nr_blocks, 64), array_capacity(8)))
-    return 2 * writeset + _COMMIT_BLOCKS
+    wanted = _ARRAYS * array + _WRITESETS * writeset + MIB // BLOCK_BYTES
+    return max(min(wanted, MAX_METADATA_BLOCKS) * BLOCK_BYTES, 4 * MIB)
 
 
 def tree_blocks(leaves: int) -> int:
     """Metadata blocks of an array with ``leaves`` array blocks: they and their index nodes."""
     # An ascending insert leaves nodes half full behind itself.
     fanout = node_capacity(8) // 2
-    total = nodes = leaves
-    while nodes > 1 or nodes == leaves:
+    total, nodes = leaves, max(leaves, 1)
+    while True:
         nodes = blocks_needed(nodes, fanout)
         total += nodes
         if nodes == 1:
-            break
-    return total
+            return total

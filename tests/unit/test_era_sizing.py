@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How large the metadata region becomes."""
+
+import numpy as np
+import pytest
+
+from dmsoft.era.layout import MAX_METADATA_BLOCKS
+from dmsoft.era.sizing import metadata_bytes, tree_blocks
+from dmsoft.units import MIB
+from tests.era_image import ImageWriter
+
+
+@pytest.mark.parametrize("leaves", [1, 125, 126, 127, 126 * 5 + 1])
+def test_tree_blocks_are_those_of_a_half_full_tree(leaves: int) -> None:
+    writer = ImageWriter(2 * leaves + 100, fanout=126)
+    writer.array(np.zeros(leaves * 1018, np.uint32))
+    assert tree_blocks(leaves) == len(writer.kinds)
+
+
+@pytest.mark.parametrize(
+    ("nr_blocks", "least", "most"),
+    [
+        (1, 4 * MIB, 4 * MIB),
+        (4096, 4 * MIB, 4 * MIB),
+        # 1 TiB in blocks of 64 KiB: an array of 64.4 MiB, writesets of 2.0 MiB.
+        (1 << 24, 4 * 64.4 * MIB + 64 * 2 * MIB, 4 * 66 * MIB + 64 * 2.2 * MIB),
+        # 1 TiB in blocks of 1 MiB: 4.0 MiB, 132 KiB.
+        (1 << 20, 4 * 4 * MIB + 64 * 0.125 * MIB, 4 * 4.1 * MIB + 64 * 0.15 * MIB + MIB),
+    ],
+)
+def test_metadata_bytes(nr_blocks: int, least: float, most: float) -> None:
+    size = metadata_bytes(nr_blocks)
+    assert least <= size <= most
+    assert size % 4096 == 0
+
+
+def test_it_never_shrinks_with_more_blocks() -> None:
+    sizes = [metadata_bytes(nr_blocks) for nr_blocks in range(1, 1 << 26, 999_983)]
+    assert sizes == sorted(sizes)
+
+
+def test_never_more_than_the_kernel_uses() -> None:
+    assert metadata_bytes((1 << 31) - 1) == MAX_METADATA_BLOCKS * 4096
+
+
+@pytest.mark.parametrize("nr_blocks", [0, -1, 1 << 31])
+def test_too_many_or_none(nr_blocks: int) -> None:
+    with pytest.raises(ValueError, match="dm-era"):
+        metadata_bytes(nr_blocks)
