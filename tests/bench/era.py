@@ -37,6 +37,7 @@ class Run:
     """One process: ``set_seconds`` is the part that a caller of the reader waits for, where the program tells."""
 
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     set_seconds: float = 0.0
 
@@ -96,6 +97,7 @@ def _compare(case: str, size: str, ours: Run, other: "_Contestant") -> Iterator[
     yield Row(case, "set: seconds / their process", ours.set_seconds, theirs.seconds, name, set_bar)
     process_bar = 1.0 if rust and size == "8M" else None
     yield Row(case, "process: seconds", ours.seconds, theirs.seconds, name, process_bar)
+    yield Row(case, "process: processor seconds", ours.cpu_seconds, theirs.cpu_seconds, name)
     yield Row(case, "process: peak memory, MiB", ours.peak_bytes / MIB, theirs.peak_bytes / MIB, name)
 
 
@@ -123,6 +125,7 @@ class _Contestant:
         """The shortest time of each kind and the highest peak."""
         return Run(
             min(run.seconds for run in self.runs),
+            min(run.cpu_seconds for run in self.runs),
             max(run.peak_bytes for run in self.runs),
             min(run.set_seconds for run in self.runs),
         )
@@ -138,7 +141,8 @@ class _Contestant:
         if figures["status"]:
             raise RuntimeError(f"{self.name} failed: {done.stderr.decode()}")
         last = self.output.read_text().rpartition("\n")[2] if self._ours else ""
-        self.runs.append(Run(figures["seconds"], figures["peak_bytes"], json.loads(last)["seconds"] if last else 0.0))
+        set_seconds = json.loads(last)["seconds"] if last else 0.0
+        self.runs.append(Run(figures["seconds"], figures["cpu_seconds"], figures["peak_bytes"], set_seconds))
 
     def found(self) -> str:
         """A digest of the set it found."""
