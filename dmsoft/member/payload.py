@@ -96,7 +96,11 @@ class Tracker(Value, frozen=True):
 
 
 class MemberRecord(Value, frozen=True):
-    """What the primary knows of one secondary, to answer for it while it is away."""
+    """What the primary knows of one secondary, to answer for it while it is away.
+
+    ``pending_most``: the highest S that may stand beside ``token_pending``; None while the mirror runs on since that
+    token was drawn. A primary put back from an image of its middle knows the token, but not what came after.
+    """
 
     label: Label
     member_uuid: Uuid
@@ -108,6 +112,7 @@ class MemberRecord(Value, frozen=True):
     sync: Sync = Sync()
     token_pending: Uuid | None = None
     token_confirmed: Uuid | None = None
+    pending_most: EraNumber | None = None
 
 
 class MetadataRecord(Value, frozen=True):

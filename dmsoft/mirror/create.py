@@ -118,6 +118,8 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
                 opened[path].clear()
                 undo.callback(wipe_quietly, path, payload.member_uuid)
                 header.write_first(opened[path], payload, key)
+        # Before the headers go, or they could not: what stands would hold the disks, and its key would be lost.
+        undo.callback(dismantle_quietly, Names(spec.name, mirror_uuid))
         started(Running.of(locate.assemble(spec.name)))
         undo.pop_all()
     return created
@@ -292,6 +294,11 @@ def wipe_quietly(path: str, member_uuid: str) -> None:
     """Take back a header that was just written; one that is not there any more is no error."""
     with contextlib.suppress(DmsoftError):
         wipe_member(path, member_uuid)
+
+
+def dismantle_quietly(names: Names) -> None:
+    with contextlib.suppress(DmsoftError):
+        dismantle_all(names)
 
 
 def dismantle_all(names: Names) -> None:

@@ -5,6 +5,7 @@ Law: an empty stale set is never the answer to doubt. S counts only together wit
 with a token that both sides know; whatever does not fit makes the answer "compare every block".
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,8 +58,14 @@ def _mismatch(primary: Primary, record: MemberRecord, sync: Sync, current_era: i
         return "tracking began anew since its last resync"
     if sync.token is None or sync.token not in (record.token_pending, record.token_confirmed):
         return "its last resync is not the one that the primary remembers: one of them was put back from an older copy"
+    if sync.token == record.token_pending and (sync.era or 0) > _most(record):
+        return "its last resync ended after the state that the primary was put back to"
     if current_era is None:
         return "the current era is not known"
     if sync.era is not None and sync.era > current_era:
         return f"it was synced up to era {sync.era}, which the primary has not reached"
     return None
+
+
+def _most(record: MemberRecord) -> float:
+    return math.inf if record.pending_most is None else record.pending_most

@@ -187,7 +187,7 @@ def _keep(top: Device, lower: Device, fallback: Table, helper: Helper | None) ->
                     os.write(1, b"tripped\n")
             if ready:
                 return
-            armed, deadline = False, None
+            deadline = None  # still armed: the caller may be about to suspend the lower
             continue
         *lines, pending = (pending + data).split(b"\n")
         for line in lines:

@@ -70,8 +70,9 @@ class Job:
         """
         flush(self.disk, f"The secondary {self.label}")
         sync = Sync(era=era, tracker=tracker, token=self.token, consistent=as_of is not None, consistent_as_of=as_of)
-        self.payload = self.payload.replace(sync=sync)
-        header.write_granted(self.disk, self.payload, self.key)
+        payload = self.payload.replace(sync=sync)
+        header.write_granted(self.disk, payload, self.key)
+        self.payload = payload  # not before: the primary repeats it to answer for this disk when it is away
 
     def _withdraw(self, payload: Secondary) -> None:
         header.write_withdrawn(self.disk, payload, self.key)
@@ -141,10 +142,16 @@ def _sample(running: Running, job: Job, since: int, *, dry_run: bool) -> None:
             return reader.written_since(since).blocks
 
     with running.primary_side() as primary:
-        offset = sample.differing(
-            primary, job.side, job.owed,
-            block_bytes=running.block_bytes, data_bytes=running.data.length, now_stale=now_stale,
-        )  # fmt: skip
+        try:
+            offset = sample.differing(
+                primary, job.side, job.owed,
+                block_bytes=running.block_bytes, data_bytes=running.data.length, now_stale=now_stale,
+            )  # fmt: skip
+        except OSError as err:
+            raise DeviceError(
+                f"The secondary {job.label} could not be compared with the primary: {err.strerror}.",
+                hint="Look at the kernel log for which of the two disks it is, and at its health.",
+            ) from err
     if offset is None:
         return
     reason = f"a block that should be equal differs from the primary (at byte {offset})"

@@ -43,6 +43,15 @@ def test_the_pending_token_is_as_good_as_the_confirmed_one() -> None:
     assert of(SYNCED, pending=OTHER, confirmed=TOKEN).since == 5
 
 
+def test_a_primary_put_back_to_the_middle_of_a_run() -> None:
+    """It knows the token, and after a while its era is beyond S again: nothing of what was written in between is."""
+    mine = record("s1").replace(token_pending=TOKEN, token_confirmed=OTHER, pending_most=4)
+    found = decide(primary(mine), mine, secondary(primary(mine), "s1", sync=SYNCED), 1000)
+    assert found.kind == "compare" and "put back" in found.reason
+    cut_off = mine.replace(pending_most=5)
+    assert decide(primary(cut_off), cut_off, secondary(primary(cut_off), "s1", sync=SYNCED), 1000).since == 5
+
+
 @pytest.mark.parametrize(
     ("sync", "changes", "why"),
     [

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a job says of its secondary when a write to it fails."""
+
+from typing import cast
+
+import pytest
+
+from dmsoft.era.blocks import BlockSet
+from dmsoft.errors import DeviceError
+from dmsoft.member import header
+from dmsoft.member.gate import GatedDevice
+from dmsoft.member.payload import Sync
+from dmsoft.mirror.decision import Decision
+from dmsoft.mirror.job import Job
+from tests.mirror_model import TOKEN, TRACKER, primary, record, secondary
+
+SYNCED = Sync(era=5, tracker=TRACKER, token=TOKEN, consistent=True)
+
+
+class NoFlush:
+    """A disk, as far as a promise needs one."""
+
+    def flush(self) -> None:
+        pass
+
+
+def test_a_promise_that_was_not_written_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The primary copies what a job says, to answer for the disk when it is away."""
+
+    def fail(*_: object) -> None:
+        raise DeviceError("The header could not be written.")
+
+    monkeypatch.setattr(header, "write_granted", fail)
+    payload = secondary(primary(record("s1")), "s1", sync=SYNCED)
+    owed = BlockSet.empty(4)
+    decision = Decision("incremental", "it is behind", 5)
+    disk = cast(GatedDevice, NoFlush())
+    job = Job("s1", payload, disk, b"", decision, owed, owed, "8" * 32, attach=False)
+    with pytest.raises(DeviceError):
+        job.promise(9, TRACKER, as_of=None)
+    assert job.payload.sync == SYNCED
