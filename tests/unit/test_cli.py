@@ -190,7 +190,7 @@ def test_an_interrupt_in_the_middle_does_not_claim_that_nothing_was_changed(stat
     assert "Interrupted" in err and "nothing was changed" not in err and "dmsoft status" in err
 
 
-def test_a_reader_that_went_away(status: Status) -> None:
+def test_a_reader_that_went_away() -> None:
     program = "import os, sys\nfrom dmsoft import cli\nfrom dmsoft.cli import explain\nsys.exit(cli.run(['explain']))"
     read, write = os.pipe()
     os.close(read)

@@ -102,7 +102,7 @@ def cases(draw: st.DrawFn) -> tuple[Primary, MemberRecord, Secondary, int | None
     return top, mine, secondary(top, "s1", sync=draw(syncs)), draw(eras)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(cases())
 def test_an_incremental_answer_stands_on_every_witness(
     case: tuple[Primary, MemberRecord, Secondary, int | None],
@@ -120,7 +120,7 @@ def test_an_incremental_answer_stands_on_every_witness(
         assert mine.sync.doubt is None or disk.sync.token == mine.token_pending
 
 
-@settings(max_examples=1000)
+@settings(max_examples=300)
 @given(cases(), st.text(max_size=3))
 def test_a_new_doubt_never_makes_the_answer_smaller(
     case: tuple[Primary, MemberRecord, Secondary, int | None], reason: str
