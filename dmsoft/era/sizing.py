@@ -37,6 +37,12 @@ def metadata_bytes(nr_blocks: int) -> int:
     return max(min(wanted, MAX_METADATA_BLOCKS) * BLOCK_BYTES, 4 * MIB)
 
 
+def era_blocks(nr_blocks: int) -> int:
+    """Metadata blocks that must be free for a new era to begin: its writeset, and copies of what its commits change."""
+    writeset = tree_blocks(blocks_needed(blocks_needed(nr_blocks, 64), array_capacity(8)))
+    return 2 * writeset + _COMMIT_BLOCKS
+
+
 def tree_blocks(leaves: int) -> int:
     """Metadata blocks of an array with ``leaves`` array blocks: they and their index nodes."""
     # An ascending insert leaves nodes half full behind itself.

@@ -97,6 +97,8 @@ def detach(running: Running, labels: Sequence[str], guard: Guard) -> None:
     anything over what is copied to the disk afterwards."""
     if lower.is_raid(running.names):
         lower.detach(running.names, guard)
+    else:
+        lower.tidy(running.names)
     for label in labels:
         dismantle(leg_nodes(running.names, label))
 

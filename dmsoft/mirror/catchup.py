@@ -109,6 +109,7 @@ class Run:
 
     def _roll(self) -> int:
         """A barrier without a freeze, and a flush of the primary; returns the era that began."""
+        self.running.await_room()
         with barrier(self.running.names, self.guard, freeze=False) as here:
             era = self._next_era(here)
         self.stalls.append(here.stall_seconds)
@@ -189,12 +190,14 @@ class Run:
                 hint=_UNREADABLE_HINT,
             )
 
-    def _promise(self, era: int, *, as_of: str | None) -> None:
+    def _promise(self, era: int, *, as_of: str | None, coupled: bool = False) -> None:
+        """S := ``era``. A ``coupled`` disk is written behind from now on, so it is no point in time."""
         tracker = self.running.payload.tracker.id
         for job in self.alive:
-            self._try(job, functools.partial(job.promise, era, tracker, as_of=as_of))
+            whole = None if coupled and job.attach else as_of
+            self._try(job, functools.partial(job.promise, era, tracker, as_of=whole))
 
-    def _try(self, job: Job, action: Callable[[], None]) -> None:
+    def _try(self, job: Job, action: Callable[[], object]) -> None:
         try:
             action()
         except (DmsoftError, OSError) as err:
@@ -209,6 +212,11 @@ class Run:
         after it, from memory."""
         if self.cancelled.is_set():
             raise CancelledError("The copy was cancelled.", hint="Run the command again to go on.")
+        for job in self.alive:
+            if job.attach:  # what one lacks, a cache device say, must not keep the others from being done
+                self._try(job, functools.partial(attach.ensure_leg, self.running, job.label))
+        for error in [job.error for job in self.jobs if job.error is not None and not self.alive]:
+            raise error
         coupled = [job.label for job in self.alive if job.attach]
         if coupled:
             with attach.prepared(self.running, coupled) as attachment:
@@ -223,15 +231,18 @@ class Run:
         stage = Staging(2 * self._budget())
         inside, after = Tally.of(len(self.jobs)), Tally.of(len(self.jobs))
         sides = [job.side for job in self.jobs]
+        coupled = {i for i, job in enumerate(self.jobs) if attachment is not None and job.label in attachment.labels}
         self.progress.phase("final", 0)
+        self.running.await_room()
         with barrier(self.running.names, self.guard, freeze=True) as here:
             era = self._next_era(here)
             as_of = now()
             fits = self._stage_rest(since, stage)
             if fits and attachment is not None:
-                stage.drain(sides, inside)
+                stage.drain(sides, inside, coupled)
                 here.check()
-                if not inside.failed:
+                # All or none: a leg that lacks anything must never be coupled, as md may read from it.
+                if not inside.failed and all(self.jobs[i].error is None for i in coupled):
                     self._swap(here)
                     attachment.swapped = True
         self.stalls.append(here.stall_seconds)
@@ -241,14 +252,13 @@ class Run:
             )
         self.passes += 1
         self.running.flush_primary()
-        if attachment is None:
-            for job in self.alive:
-                if job.owed:
-                    self._try(job, job.spoil)
-            stage.drain(sides, after)
+        for job in self.alive:
+            if job.owed:
+                self._try(job, job.spoil)
+        stage.drain(sides, after, {i for i, job in enumerate(self.jobs) if job.error is None} - coupled)
         self._settle(inside)
         self._settle(after)
-        self._promise(era, as_of=as_of)
+        self._promise(era, as_of=as_of, coupled=attachment is not None and attachment.swapped)
 
     def _stage_rest(self, since: int | None, stage: Staging) -> bool:
         """Inside the barrier: read what is owed into memory; False when it does not fit."""

@@ -8,13 +8,24 @@ import contextlib
 from collections.abc import Sequence
 
 from dmsoft.dm.targets import Raid1, RaidStatus
-from dmsoft.errors import BusyError
+from dmsoft.errors import BusyError, DeviceError
 from dmsoft.mirror.execute import device, dismantle
 from dmsoft.mirror.guard import Guard, resume_watched
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import SLOTS_PER_SET, Names, Node
 
 _SWAP_SECONDS = 30.0
+
+
+class PrimaryDroppedError(DeviceError):
+    """The raid1 of a write-behind mirror goes on without its primary, which failed a write.
+
+    The newest data are on the attached secondaries alone, and the device of the mirror still serves them. dmsoft does
+    nothing that would put the primary's older copy in their place: save what is on the device elsewhere while it runs,
+    and replace the primary.
+    """
+
+    code = "primary-dropped"
 
 
 def raid_status(names: Names) -> RaidStatus | None:
@@ -52,8 +63,9 @@ def detach(names: Names, guard: Guard) -> None:
     """Put the plain linear table back under the top; waits for behind writes that are under way.
 
     The top is not suspended: I/O waits in the lower for the moment of the swap. Should this process die or hang in
-    between, the guard does the rest.
+    between, the guard does the rest. Raises `PrimaryDroppedError`.
     """
+    require_primary(names)
     target = device(names.lower)
     with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
         target.load(guard.fallback)
@@ -61,8 +73,10 @@ def detach(names: Names, guard: Guard) -> None:
         try:
             target.suspend(lockfs=False)
         except BaseException:
-            guard.disarm()
-            target.clear()
+            # An interrupt may come up when the suspend has succeeded: then it is the guard's turn.
+            if not target.require().suspended:
+                guard.disarm()
+                target.clear()
             raise
         guard.deadline(_SWAP_SECONDS)
         cookie = resume_watched(guard.helper, target)
@@ -87,11 +101,35 @@ def leads_to(node: Node, number: str) -> bool:
     return (int(major), int(minor)) in device(node).deps()
 
 
-def leg_health(names: Names, label: str) -> str | None:
-    """The raid1's letter for that leg (A, a, D or -), None when it has no such leg."""
+def tidy(names: Names) -> None:
+    """Under a linear lower, take down what an attach that was killed left: a raid1 that waits in the inactive slot,
+    which holds the legs, and its slots."""
+    with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
+        info = device(names.lower).info()
+        if info is not None and info.inactive_table:
+            device(names.lower).clear()
+    with contextlib.suppress(BusyError):  # of a former raid1 that is still being taken down
+        dismantle([*(names.slot(i) for i in range(2 * SLOTS_PER_SET)), names.primary])
+
+
+def require_primary(names: Names) -> None:
+    """Raise `PrimaryDroppedError` if the raid1 goes on without the primary.
+
+    After a write error md leaves the primary out and keeps what is written on the secondaries alone. A linear lower
+    would bring the older copy back, and the next resync would overwrite the newer one with it.
+    """
+    if is_raid(names) and leg_health(names, names.primary) == "D":
+        raise PrimaryDroppedError(
+            f"A write to the primary of {names.name} failed, and what was written since is on its secondaries alone.",
+            hint=f"Save what is on {names.top.path} elsewhere now, while the mirror runs; then replace the primary.",
+        )
+
+
+def leg_health(names: Names, node: Node) -> str | None:
+    """The raid1's letter for the leg on that node (A, a, D or -), None when it has no such leg."""
     with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
         status = raid_status(names)
-        leg = device(names.leg(label)).info()
+        leg = device(node).info()
         if status is None or leg is None:
             return None
         (line,) = device(names.lower).table()

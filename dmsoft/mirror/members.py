@@ -82,6 +82,7 @@ def remove(name: str, label: str, *, dry_run: bool = False) -> bool:
         if dry_run:
             return bool(paths)
         if label in lower.attached_labels(running.names, [label]):
+            running.require_active()
             with guard_of(running, coupled=True) as guard:
                 attach.detach(running, [label], guard)
         dismantle(leg_nodes(running.names, label))

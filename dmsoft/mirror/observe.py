@@ -159,10 +159,10 @@ class _Observer:
         stale = _StaleSets(running)
         secondaries = tuple(self._secondary(record, current, stale, alerts) for record in payload.members)
         self._torn(alerts)
+        primary = PrimaryView(running.assembly.primary_device.path, self._primary(alerts))
         return MirrorView(
             payload.mirror_name, payload.mirror_uuid, self.active, payload.mode, running.names.top.path,
-            running.data.length, era, PrimaryView(running.assembly.primary_device.path, "ok"), secondaries,
-            tuple(alerts),
+            running.data.length, era, primary, secondaries, tuple(alerts),
         )  # fmt: skip
 
     def _era(self, alerts: list[Alert]) -> tuple[EraView, int | None]:
@@ -192,6 +192,16 @@ class _Observer:
         if status.used > _FILL_WARNING * status.total:
             alerts.append(Alert("metadata-filling", f"The era metadata is {100 * status.used // status.total} % full."))
         return EraView(status.era, self.running.block_bytes, status.used, status.total), status.era
+
+    def _primary(self, alerts: list[Alert]) -> Literal["ok", "failed"]:
+        """A primary that md left out is here and readable, and still not the newest copy."""
+        try:
+            if self.active:
+                lower.require_primary(self.running.names)
+        except lower.PrimaryDroppedError as err:
+            alerts.append(Alert("primary-failed", err.message))
+            return "failed"
+        return "ok"
 
     def _torn(self, alerts: list[Alert]) -> None:
         mine = [m for m in self.seen.members if m.payload.mirror_uuid == self.running.payload.mirror_uuid]
@@ -243,7 +253,7 @@ class _Observer:
         if direction(self.running.payload.generation, payload.generation) is not Direction.TO_SECONDARY:
             return "diverged", "it was written on its own since it left"
         if self._coupled(record.label):
-            health = lower.leg_health(self.running.names, record.label)
+            health = lower.leg_health(self.running.names, self.running.names.leg(record.label))
             return ("failed", "md dropped its leg after an I/O error") if health == "D" else ("attached", None)
         return ("unknown", None) if decision.kind == "compare" else ("stale", None)
 

@@ -3,13 +3,16 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dmsoft.dm.device import Device
 from dmsoft.dm.targets import EraStatus
 from dmsoft.era.reader import EraReader
+from dmsoft.era.sizing import era_blocks
 from dmsoft.errors import DeviceError, NotFoundError
+from dmsoft.member import regions
 from dmsoft.member.disk import open_for_read
 from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.header import write_granted, write_withdrawn
@@ -20,6 +23,21 @@ from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node
 from dmsoft.mirror.plan import Placed, lower_linear, names_of
 from dmsoft.resync.copy import Side
+
+# How long the kernel may take to digest the eras that fill the metadata.
+_DIGEST_SECONDS = 30.0
+_DIGEST_POLL_SECONDS = 0.1
+
+
+class NoRoomError(DeviceError):
+    """The record of which blocks were written is full or has failed.
+
+    The mirror was not suspended, because it could not go on afterwards; nothing was promised by this step. Stop the
+    mirror and start it again: metadata that cannot be used any more is made anew then, and the secondaries are compared
+    in full.
+    """
+
+    code = "no-room"
 
 
 def device(node: Node) -> Device:
@@ -32,8 +50,11 @@ def is_active(names: Names) -> bool:
 
 
 def node_path(number: str) -> str:
-    """A path that names the device of that ``MAJOR:MINOR`` whatever udev calls it."""
-    link = os.readlink(f"/sys/dev/block/{number}")
+    """A path that names the device of that ``MAJOR:MINOR`` whatever udev calls it; `NotFoundError` if it is gone."""
+    try:
+        link = os.readlink(f"/sys/dev/block/{number}")
+    except OSError as err:
+        raise NotFoundError(f"The device {number} is gone.", hint="It was unplugged just now; plug it in.") from err
     return f"/dev/{os.path.basename(link).replace('!', '/')}"
 
 
@@ -67,12 +88,39 @@ class Running:
                 f"The mirror {self.names.name} is not running.",
                 hint=f"Start it with `dmsoft start {self.names.name}`.",
             )
+        number, _ = metadata_place(self.assembly.primary, self.assembly.metadata)
+        major, minor = map(int, number.split(":"))
+        if (major, minor) not in device(self.names.metadata).deps():
+            raise DeviceError(
+                f"The mirror {self.names.name} still stands on a disk that was unplugged.",
+                hint="It is back, or its metadata device is: unmount the mirror, stop it and start it again.",
+            )
 
     def era_status(self, *, lock_timeout: float = 30) -> EraStatus:
         """Status of the top under the kernel lock: asked of a suspended era device it would never return."""
         with locked(self.names.mirror_uuid, "kernel", timeout=lock_timeout, name=self.names.name):
             (line,) = device(self.names.top).status()
         return EraStatus.parse(line.text)
+
+    def await_room(self) -> None:
+        """Wait until the era metadata has room for one more era.
+
+        Without it the resume would fail, and the mirror stay suspended. Raises `NoRoomError`, also when the metadata
+        has failed.
+        """
+        blocks = regions.nr_blocks(self.data.length, self.block_bytes)
+        deadline = time.monotonic() + _DIGEST_SECONDS
+        while True:
+            status = self.era_status()
+            if not status.failed and status.total - status.used >= era_blocks(blocks):
+                return
+            if status.failed or time.monotonic() >= deadline:
+                what = "has failed" if status.failed else f"is full ({status.used} of {status.total} blocks)"
+                raise NoRoomError(
+                    f"The era metadata of {self.names.name} {what}, so no new era can begin.",
+                    hint="Unmount it, stop the mirror and start it again.",
+                )
+            time.sleep(_DIGEST_POLL_SECONDS)
 
     @contextlib.contextmanager
     def era_reader(self) -> Iterator[EraReader]:

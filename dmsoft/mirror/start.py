@@ -66,6 +66,8 @@ def started(running: Running) -> Started:
     """`start` for a caller that holds the operation lock."""
     already = is_active(running.names)
     doubt = None if already else _bring_up(running)
+    if not running.payload.tracker.formatted:  # a start that was killed came no further than the kernel
+        _hold_era(running, running.era_status().era)
     missing, problems = [], list(running.assembly.problems.items())
     for record in running.payload.members:
         if record.label in running.assembly.problems:
@@ -99,16 +101,28 @@ def _bring_up(running: Running) -> str | None:
                 f"The era metadata of {names.name} cannot be used: the kernel shows era {status.era}.",
                 hint="Look at the kernel log, then start again.",
             )
-        with running.writing():
-            # Permissions are taken away, whichever copy counts: from here on the kernel may not format, and metadata
-            # from before this start, which lacks its marks, is not taken for this life's after a crash.
-            held = running.payload.tracker.replace(formatted=True, era_floor=status.era)
-            running.withdraw(running.payload.replace(tracker=held))
+        _hold_era(running, status.era)
     except BaseException:
         with contextlib.suppress(DmsoftError):
             dismantle([wanted[0].node, wanted[1].node, names.top])
         raise
     return doubt
+
+
+def _hold_era(running: Running, era: int) -> None:
+    """Permissions are taken away, whichever copy counts: from here on the kernel may not format, and metadata from
+    before this start, which lacks its marks, is not taken for this life's after a crash."""
+    with running.writing():
+        held = running.payload.tracker.replace(formatted=True, era_floor=era)
+        members = tuple(_bounded(record, era - 1) for record in running.payload.members)
+        running.withdraw(running.payload.replace(tracker=held, members=members))
+
+
+def _bounded(record: MemberRecord, era: int) -> MemberRecord:
+    """A run that was cut off promised no era above ``era``, the last one before this start; one that went on after the
+    image was taken that the primary was put back from did."""
+    unbounded = record.token_pending is not None and record.pending_most is None
+    return record.replace(pending_most=era) if unbounded else record
 
 
 def _check_tracker(running: Running) -> str | None:
@@ -214,6 +228,7 @@ def stopped(running: Running) -> None:
     lower waits for behind writes, which go into the caches; those are written back while their legs still stand.
     """
     names, payload = running.names, running.payload
+    lower.require_primary(names)
     coupled = lower.attached_labels(names, [record.label for record in payload.members])
     dismantle([names.top])
     dismantle([names.lower])

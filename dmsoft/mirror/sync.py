@@ -70,6 +70,7 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
     with locked(uuid, "operation", name=wanted.name), contextlib.ExitStack() as stack:
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
+        lower.require_primary(running.names)
         records, guard = _chosen(running, wanted.labels), None
         if not wanted.dry_run:
             records = _with_coupled(running, records)
@@ -100,7 +101,7 @@ def _chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
                 hint=f"It has {', '.join(known) or 'none'}; add one with `dmsoft add`.",
             )
     if labels:
-        return [known[label] for label in labels]
+        return [known[label] for label in dict.fromkeys(labels)]
     here = [record for label, record in known.items() if label in running.assembly.secondaries]
     if not here:
         raise NotFoundError(f"No secondary of {running.names.name} is here.", hint="Plug one in and try again.")
@@ -166,6 +167,7 @@ def _note_pending(running: Running, jobs: Sequence[Job]) -> None:
         payload = payload.with_member(
             record.replace(
                 token_pending=each.token, token_confirmed=confirmed, sync=sync, away_since=None,
+                pending_most=None,
             )
         )  # fmt: skip
     running.grant(payload)

@@ -8,7 +8,7 @@ that fails is dropped and the others go on; a range of the source that cannot be
 import mmap
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -175,11 +175,13 @@ class Staging:
             used += request.length
         self._held = held
 
-    def drain(self, targets: Sequence[Side], tally: Tally) -> None:
-        """Write what is held to its targets; a target that fails is noted in ``tally`` and left out."""
+    def drain(self, targets: Sequence[Side], tally: Tally, only: Collection[int] | None = None) -> None:
+        """Write what is held to its targets (``only`` those, if given); ``tally`` notes those that fail."""
         for request, view in self._held:
             for index, target in enumerate(targets):
                 if not request.targets >> index & 1 or index in tally.failed:
+                    continue
+                if only is not None and index not in only:
                     continue
                 try:
                     write_all(target, view, request.offset)

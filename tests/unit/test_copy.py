@@ -254,6 +254,18 @@ def test_staging_filled_again_forgets_the_first(disks: Disks) -> None:
     assert disks.content() == merged(disks.data, bytes(SIZE), [Request(2 * MIB, 4 * KIB, 1)], 0)
 
 
+def test_staging_goes_to_those_named(disks: Disks) -> None:
+    """First inside the barrier to the coupled ones, then after it to the others."""
+    stage, inside, after = Staging(SIZE), Tally.of(2), Tally.of(2)
+    stage.fill(disks.source(), whole(0b11))
+    targets = [disks.target(0), disks.target(1)]
+    stage.drain(targets, inside, {1})
+    assert disks.content(1) == disks.data and not any(disks.content(0))
+    stage.drain(targets, after, {0})
+    assert disks.content(0) == disks.data
+    assert (inside.written, after.written) == ([0, SIZE], [SIZE, 0])
+
+
 def test_staging_of_nothing(disks: Disks) -> None:
     stage, tally = Staging(0), Tally.of(1)
     stage.fill(disks.source(), [])
