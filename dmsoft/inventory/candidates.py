@@ -149,8 +149,7 @@ def _contents(device: BlockDevice, signatures: Sequence[Signature]) -> list[Reas
 def _warnings(device: BlockDevice, role: Role) -> list[Reason]:
     found = []
     if role != "secondary" and _unpluggable(device):
-        text = "removable: the mirror stops without it" if role == "primary" else "removable: unplugged, it loses data"
-        found.append(Reason("removable", text))
+        found.append(Reason("removable", "removable, and the mirror needs it"))
     if role == "cache" and device.rotational:
         found.append(Reason("rotational", "rotates: a slow cache"))
     if device.kind in _MEMORY_KINDS:

@@ -12,6 +12,8 @@ from dmsoft.member.survey import Survey
 from dmsoft.report.output import console
 from dmsoft.units import format_size
 
+_NAME_COLUMNS: Final = 26
+_ROLE_COLUMNS: Final = len("secondary")
 _EMPTY_KINDS: Final = frozenset({"loop", "zram", "ram", "floppy"})
 _ORDER: Final = ("disk", "md", "dm", "loop")
 # What device-mapper's users put before their uuids.
@@ -28,14 +30,14 @@ def show(found: Survey, *, everything: bool) -> None:
         out.print("There is no block device here.")
     else:
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("device", overflow="fold", max_width=26)
+        # rich would rather fold a name that is to be typed than the text at the end.
+        longest = min(_NAME_COLUMNS, max(len(device.path) for device in shown))
+        table.add_column("device", overflow="fold", min_width=longest, max_width=longest)
         table.add_column("size", justify="right", no_wrap=True)
-        table.add_column("what", overflow="ellipsis", no_wrap=True, max_width=18)
-        table.add_column("can be", overflow="fold", max_width=10)
-        table.add_column("because", overflow="fold")
+        table.add_column("can be", min_width=_ROLE_COLUMNS, max_width=_ROLE_COLUMNS)
+        table.add_column("what it is: why not", overflow="fold")
         for device in shown:
-            notes = Text("\n").join(Text(note) for note in because(device))
-            table.add_row(Text(device.path), format_size(device.size_bytes), Text(_what(device)), can_be(device), notes)
+            table.add_row(Text(device.path), format_size(device.size_bytes), can_be(device), _text(device))
         out.print(table)
     hidden = len(found.devices) - len(shown)
     if hidden:
@@ -90,6 +92,11 @@ def _usable(device: Candidate) -> list[Role]:
 
 def _forced(device: Candidate) -> list[Role]:
     return [role for role in ROLES if device.roles[role].with_force]
+
+
+def _text(device: Candidate) -> Text:
+    notes = because(device)
+    return Text.assemble(_what(device), *((": ", ("; ".join(notes), "dim")) if notes else ()))
 
 
 def _what(device: Candidate) -> str:

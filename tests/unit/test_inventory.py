@@ -451,7 +451,7 @@ def test_removable_is_fine_for_a_secondary() -> None:
         found = verdict(Facts(device(**changes)))
         assert [bool(found.roles[role].warnings) for role in ROLES] == [True, False, True]
         assert found.usable and found.removable
-        assert [note.partition(":")[0] for note in because(found)] == ["primary", "cache"]
+        assert because(found) == ["primary, cache: removable, and the mirror needs it"]
 
 
 def test_memory_is_volatile() -> None:

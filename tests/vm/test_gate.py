@@ -335,6 +335,30 @@ def test_unreadable_end(loops: MakeLoop) -> None:
         assert caught.value.code == "gate-unknown"
 
 
+def test_suspended(loops: MakeLoop) -> None:
+    """A read would wait for somebody to resume it; so would one of what stands on it."""
+    path = loops()
+    with mapped("gate-slow", linear(path)) as lower, mapped("gate-above", linear(lower)) as upper:
+        sh("dmsetup", "suspend", "gate-slow")
+        try:
+            for each in (lower, upper):
+                with (
+                    pytest.raises(RefusedError, match="is suspended") as caught,
+                    open_exclusive(each, purpose="new"),
+                ):
+                    pass
+                assert caught.value.code == "gate-unknown"
+        finally:
+            sh("dmsetup", "resume", "gate-slow")
+
+
+def test_what_a_mirror_is_made_of(loops: MakeLoop) -> None:
+    path = loops()
+    for layer in ("top", "leg-s1"):
+        with mapped("gate-inner", linear(path), f"{PREFIX}{layer}") as inner:
+            refused(inner, "gate-member")
+
+
 @pytest.mark.parametrize("program", ["wipefs", "blkid"])
 def test_probe_that_cannot_run(loops: MakeLoop, program: str) -> None:
     path = loops()
