@@ -108,6 +108,7 @@ class _Contestant:
         self.runs: list[Run] = []
         self.output = output
         self._ours = tool is None
+        self._environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
         self.rust = tool is not None and not tool.version.startswith("0.")
         if tool:
             self.name = tool.name
@@ -117,8 +118,15 @@ class _Contestant:
             self.name = "dmsoft"
             # -P: found on the path that is given, as an installed program would be.
             self._argv = [sys.executable, "-P", str(_HERE / "era_worker.py"), str(image), str(SINCE), str(output)]
+            # Compiled, as installed programs are, whatever the checkout's caches look like.
+            compiled = output.with_name("compiled")
+            self._environment["PYTHONPYCACHEPREFIX"] = str(compiled)
+            self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
+            self._files = [image]
+            self.run(cold=False)
             packages = [Path(module.__file__).parent for module in (np, crc32c) if module.__file__]
-            self._files = [image, *(file for package in packages for file in package.rglob("*") if file.is_file())]
+            folders = [compiled, *packages]
+            self._files += [file for folder in folders for file in folder.rglob("*") if file.is_file()]
 
     @property
     def best(self) -> Run:
@@ -135,8 +143,7 @@ class _Contestant:
         if cold:
             _evict(self._files)
         script = [sys.executable, "-I", "-S", str(_HERE / "era_measure.py")]
-        environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
-        done = subprocess.run([*script, *self._argv], capture_output=True, check=True, env=environment)
+        done = subprocess.run([*script, *self._argv], capture_output=True, check=True, env=self._environment)
         figures = json.loads(done.stdout.splitlines()[-1])
         if figures["status"]:
             raise RuntimeError(f"{self.name} failed: {done.stderr.decode()}")
