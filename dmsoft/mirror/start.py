@@ -14,7 +14,7 @@ from dmsoft.inventory.sysfs import block_device
 from dmsoft.inventory.usage import Usage
 from dmsoft.member import regions
 from dmsoft.member.gate import open_exclusive
-from dmsoft.member.payload import MemberRecord
+from dmsoft.member.payload import MemberRecord, Tracker
 from dmsoft.mirror import attach, job, locate, lower, registry, tracker
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.lock import locked
@@ -235,12 +235,18 @@ def stopped(running: Running) -> None:
     with contextlib.suppress(DmsoftError):  # a cache that cannot be drained costs time later: S never counted on it
         attach.drain_caches(running, coupled)
     dismantle(inner_nodes(names))
-    with running.era_reader() as reader:
-        superblock, digest = reader.superblock(), reader.block_digest()
-    floor = max(payload.tracker.era_floor, superblock.current_era)
     with running.writing():
         running.flush_primary()
-        running.grant(payload.replace(tracker=payload.tracker.replace(clean_digest=digest, era_floor=floor)))
+        with contextlib.suppress(MetadataError):  # damaged metadata stay without a digest: the next start judges them
+            running.grant(payload.replace(tracker=_sealed(running)))
+
+
+def _sealed(running: Running) -> Tracker:
+    """The tracker with the digest of the metadata as they lie there now. Raises `MetadataError`."""
+    with running.era_reader() as reader:
+        superblock, digest = reader.superblock(), reader.block_digest()
+    known = running.payload.tracker
+    return known.replace(clean_digest=digest, era_floor=max(known.era_floor, superblock.current_era))
 
 
 def require_unused(names: Names) -> None:
