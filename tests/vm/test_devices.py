@@ -51,13 +51,13 @@ class Zoo:
 def zoo(disks: Disks, loops: MakeLoop, tmp_path: Path) -> Iterator[Zoo]:
     made = Zoo(disks, loops, tmp_path)
     sh("vgcreate", "-q", "zoovg", made.lvm)
-    sh("lvcreate", "-q", "-Wn", "-Zn", "-L", "8M", "-n", "data", "zoovg")
+    sh("lvcreate", "-q", "-Wn", "-Zn", "-L", "4M", "-n", "data", "zoovg")
     sh("mdadm", "--create", "/dev/md/zoo", "--run", "--level=1", "--raid-devices=2", made.md, "missing")
     sh("mount", "-o", "ro", made.mounted, made.where)
     sh("swapon", made.swap)
     claim = os.open(made.claimed, os.O_RDONLY | os.O_EXCL)
     try:
-        with mapped("zoo-linear", linear(made.under_dm, length=20 * MIB // 512), "CRYPT-PLAIN-zoo"):
+        with mapped("zoo-linear", linear(made.under_dm, length=17 * MIB // 512), "CRYPT-PLAIN-zoo"):
             settle()
             yield made
     finally:
@@ -114,10 +114,10 @@ def test_survey(zoo: Zoo) -> None:
     lines = on_terminal(["dmsoft", "devices", "--primary", zoo.free], 80).splitlines()
     assert max(map(len, lines)) <= 80
     rows = {line.split()[0]: line for line in lines if line.startswith("/dev/")}
-    assert re.search(r"24 MiB +- +loop: is the primary itself", rows[zoo.free])
+    assert re.search(r"18 MiB +- +loop: is the primary itself", rows[zoo.free])
     assert re.search(r"256 MiB +--force +virtio s0: holds ext4 \"photos\"", rows[zoo.ext4])
     assert re.search(r"- +loop: in use as swap", rows[zoo.swap])
-    assert re.search(r"20 MiB +primary, +encrypted: secondary:", rows["/dev/mapper/zoo-linear"])
+    assert re.search(r"17 MiB +primary, +encrypted: secondary:", rows["/dev/mapper/zoo-linear"])
 
 
 def on_terminal(argv: list[str], columns: int) -> str:

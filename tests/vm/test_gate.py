@@ -22,7 +22,7 @@ from dmsoft.member.identity import identify
 from dmsoft.member.payload import Identity, Metadata, Region
 from dmsoft.units import KIB, MIB
 
-SIZE = 24 * MIB
+SIZE = 18 * MIB
 MIRROR = "0" * 31 + "1"
 OTHER = "0" * 31 + "2"
 MEMBER = "0" * 31 + "a"
@@ -81,7 +81,6 @@ def linear(path: str, start: int = 0, length: int = SIZE // 512) -> str:
 
 def contents(path: str) -> bytes:
     """Every byte of the device, read past the page cache."""
-    settle()
     with open_readonly(path) as disk:
         return disk.pread(block_device(path).size_bytes, 0)
 
@@ -92,6 +91,7 @@ def unchanged(path: str, before: bytes) -> bool:
 
 def refused(path: str, code: str, force: Sequence[bool] = (False, True), **options: object) -> str:
     """Assert that the gate refuses with that code and leaves every byte as it is; returns the message."""
+    settle()
     before = contents(path)
     options.setdefault("purpose", "new")
     for forcing in force:
@@ -127,7 +127,7 @@ def write(path: str, offset: int, data: bytes) -> None:
     settle()
 
 
-def gpt(size: int, first: int = 2048, count: int = 16384) -> tuple[bytes, bytes]:
+def gpt(size: int, first: int = 2048, count: int = 8192) -> tuple[bytes, bytes]:
     """The first 34 and the last 33 sectors of a GPT disk of ``size`` bytes with one partition (UEFI 2.10, 5.3)."""
     last = size // 512 - 1
     entry = struct.pack(
@@ -273,7 +273,7 @@ def test_held_by_dm(loops: MakeLoop) -> None:
 def test_held_by_lvm(loops: MakeLoop) -> None:
     path = loops()
     sh("vgcreate", "-q", "gatevg", path)
-    sh("lvcreate", "-q", "-an", "-Zn", "-L", "8M", "-n", "data", "gatevg")
+    sh("lvcreate", "-q", "-an", "-Zn", "-L", "4M", "-n", "data", "gatevg")
     sh("vgchange", "-ay", "gatevg")
     try:
         assert "gatevg-data" in refused(path, "gate-held")

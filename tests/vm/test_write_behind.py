@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Write-behind mode: secondaries coupled in the kernel, and md's word that never counts."""
+
+import struct
+import subprocess
+import time
+
+import pytest
+
+from dmsoft.member.regions import SLOTS, slot
+from dmsoft.units import KIB, MIB
+from tests.harness.guestkit import KernelLog
+from tests.vm.rig import NAME, Rig, dm_name, dmsoft, ok, ours, read, refused, sh, table, write
+
+pytest_plugins = ("tests.vm.rig",)
+
+MODE = ("--mode", "write-behind")
+CREATED = "Superblocks created for new raid set"
+
+
+def fresh_raids(log: KernelLog) -> int:
+    """How often dm-raid took all its legs as new."""
+    return sum(CREATED in line for line in log.lines())
+
+
+def raid_health() -> str:
+    return sh("dmsetup", "status", "m-lower").split()[5]
+
+
+def no_discards(rig: Rig) -> None:
+    done = subprocess.run(["blkdiscard", rig.top], capture_output=True, check=False)
+    assert done.returncode != 0 and b"not supported" in done.stderr
+
+
+def via(rig: Rig, kind: str) -> str:
+    return {"writecache": f"writecache:{rig.disks['c0']}", "delay": "delay:400", "direct": "direct"}[kind]
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param("writecache", marks=pytest.mark.smoke), "delay", "direct"]
+)  # fmt: skip
+def test_attached_and_detached(rig: Rig, kernel_log: KernelLog, kind: str) -> None:
+    rig.create(*MODE, "--via", via(rig, kind), one=rig.disks["s0"])
+    assert rig.states() == {"one": "stale"} and table("m-lower").startswith("linear ")
+    no_discards(rig)
+
+    assert rig.resync()["kind"] == "full"
+    attached = rig.secondary("one")
+    assert (attached["state"], attached["via"]) == ("attached", {"type": kind})
+    assert fresh_raids(kernel_log) == 1
+    no_discards(rig)
+    # On 6.1 only a write-mostly leg that comes first is written behind.
+    raid = table("m-lower").split()
+    legs = raid[raid.index("2") + 1 :]
+    assert "write_mostly 0" in table("m-lower") and [dm_name(legs[1]), dm_name(legs[3])] == ["m-one", "m-primary"]
+    assert raid_health() == "AA"
+
+    synced = attached["synced_era"]
+    slowest = _slowest_write(rig, range(10, 40, 3))
+    assert slowest < 0.3 if kind == "delay" else slowest < 5
+    assert rig.stale("one") == set(range(10, 40, 3))  # md's word moves nothing
+    rig.superset("one")
+    assert rig.secondary("one")["synced_era"] == synced
+    ok("stop", NAME)
+    assert ours() == []
+    rig.equal()
+
+    # What md left in the slots is poison by now: it must not be read again.
+    _poison(rig)
+    ok("start", NAME)
+    assert rig.states() == {"one": "stale"} and table("m-lower").startswith("linear ")
+    no_discards(rig)
+    rig.write(50)
+    again = rig.resync()
+    assert (again["kind"], again["bytes_stale"]) == ("incremental", 11 * MIB)
+    assert fresh_raids(kernel_log) == 2 and raid_health() == "AA"
+    assert rig.states() == {"one": "attached"}
+
+    # Once more without a stop in between: the other set of slots, poisoned as well.
+    rig.write(60, 61)
+    assert rig.resync()["bytes_stale"] == 2 * MIB
+    assert fresh_raids(kernel_log) == 3 and raid_health() == "AA"
+    rig.write(70)
+    ok("stop", NAME)
+    rig.equal()
+
+
+def _slowest_write(rig: Rig, blocks: range) -> float:
+    """Seconds of the slowest of these writes, which lie apart: md lets touching ones wait for each other."""
+    slowest = 0.0
+    for block in blocks:
+        data = rig.random(4 * KIB)
+        start = time.monotonic()
+        write(rig.top, block * MIB, data)
+        slowest = max(slowest, time.monotonic() - start)
+    return slowest
+
+
+def _poison(rig: Rig) -> None:
+    """Have every raid slot say that the first leg failed (struct dm_raid_superblock: events at 16, failed_devices at
+    24), newer than anything that md has written."""
+    payload = rig.primary_header()
+    found = [read(rig.primary, slot(payload, index).offset, 4096) for index in range(SLOTS)]
+    (model,) = [data for data in found if data[:4] == b"DmRd"][:1]
+    for index in range(SLOTS):
+        bad = bytearray(model)
+        struct.pack_into("<I", bad, 12, index % 8)
+        struct.pack_into("<QQ", bad, 16, 1 << 40, 1)
+        write(rig.primary, slot(payload, index).offset, bytes(bad))
+
+
+@pytest.mark.smoke
+def test_the_primary_goes_on_while_a_secondary_is_attached(rig: Rig) -> None:
+    rig.create(*MODE, "--via", via(rig, "writecache"), one=rig.disks["s0"])
+    with rig.writing() as writer:
+        rig.resync()
+        assert rig.states() == {"one": "attached"}
+        again = rig.resync()
+    assert again["kind"] == "incremental" and writer.longest < 60
+    rig.superset("one")
+    ok("stop", NAME)
+    rig.equal()
+
+
+def test_a_cache_that_was_never_drained(rig: Rig) -> None:
+    """An unclean end: what only the cache had is gone for good, and the stale set knows it."""
+    rig.create(*MODE, "--via", via(rig, "writecache"), one=rig.disks["s0"])
+    rig.resync()
+    rig.write(*range(100, 120))
+    for name in ("m", "m-lower", "m-slot0", "m-slot1", "m-primary", "m-one", "m-one-cache", "m-one-data", "m-metadata"):
+        sh("dmsetup", "remove", "--retry", name)
+    assert ours() == []
+    assert rig.stale("one") == set(range(100, 120))
+    rig.superset("one")
+    ok("start", NAME)
+    done = rig.resync()
+    assert (done["kind"], done["bytes_copied"]) == ("incremental", 20 * MIB)
+    ok("stop", NAME)
+    rig.equal()
+
+
+def test_several_secondaries_of_both_modes(rig: Rig, kernel_log: KernelLog) -> None:
+    rig.create(*MODE, "--via", "one=direct", "--via", "two=delay:100", one=rig.disks["s0"], two=rig.disks["s1"])
+    rig.resync()
+    assert rig.states() == {"one": "attached", "two": "attached"} and raid_health() == "AAA"
+    assert "write_mostly 0" in table("m-lower") and "write_mostly 1" in table("m-lower")
+
+    three = str(rig.disks["s2"])
+    ok("add", NAME, f"three={three}", "--yes")
+    rig.secondaries["three"] = three
+    assert rig.states() == {"one": "attached", "two": "attached", "three": "stale"}
+    rig.write(5)
+    rig.resync("three")
+    assert rig.states() == {"one": "attached", "two": "attached", "three": "current"}
+    rig.equal("three")
+    rig.write(6)
+
+    # One alone: the raid1 is made anew as a whole, so the other takes part.
+    done = rig.resync("one")
+    assert sorted(part["label"] for part in done["secondaries"]) == ["one", "two"]
+    assert rig.states() == {"one": "attached", "two": "attached", "three": "stale"}
+    assert rig.stale("three") == {6}
+
+    ok("remove", NAME, "one", "--yes")
+    del rig.secondaries["one"]
+    assert not any(name.startswith("m-one") for name in ours())
+    no_discards(rig)
+    rig.write(7)
+    rig.superset("two")
+    rig.resync()
+    assert rig.states() == {"two": "attached", "three": "current"}
+    ok("stop", NAME)
+    rig.equal()
+    assert fresh_raids(kernel_log) == 3
+
+
+def test_a_cache_device_serves_one_secondary(rig: Rig) -> None:
+    cache = f"writecache:{rig.disks['c0']}"
+    words = ("create", NAME, "--primary", rig.disks["p0"], "--secondary", f"one={rig.disks['s0']}", "--secondary",
+             f"two={rig.disks['s1']}", *MODE, "--yes")  # fmt: skip
+    assert "One cache device" in refused(2, *words, "--via", cache)
+    assert "same device" in refused(4, *words, "--via", f"one={cache}", "--via", f"two={cache}")
+    assert "no secondary here" in refused(2, *words, "--via", f"three={cache}")
+    for way in ("delay:fast", "delay:-1", "writecache", "pigeon", "direct:1"):
+        assert "no way to a secondary" in refused(2, *words, "--via", way)
+    assert ours() == [] and dmsoft("status", "--json").json["mirrors"] == []
