@@ -3,8 +3,10 @@
 
 import argparse
 import lzma
+import re
 import struct
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -292,3 +294,51 @@ def test_another_file_is_no_log(tmp_path: Path) -> None:
     (tmp_path / "log").write_bytes(bytes(4096))
     with pytest.raises(ValueError, match="not a log"):
         list(writelog.requests(tmp_path / "log"))
+
+
+def run_pytest(folder: Path, source: str, **environment: str) -> str:
+    """What pytest prints for one file under the hooks of this suite."""
+    (folder / "test_it.py").write_text(source)
+    env = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(Path.cwd()), "DMSOFT_TEST_TOTALS": "1", **environment}
+    argv = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "-c", "/dev/null"]
+    done = subprocess.run([*argv, str(folder / "test_it.py")], env=env, cwd=folder, capture_output=True, check=False)
+    return done.stdout.decode() + done.stderr.decode()
+
+
+SKIPPING = "import pytest\ndef test_a(): pass\ndef test_b(): pytest.skip('no such thing')\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "totals"),
+    [
+        ({}, '{"passed": 1, "failed": 0, "skipped": 1}'),
+        ({"CI": "true"}, '{"passed": 1, "failed": 1, "skipped": 0}'),
+    ],
+)
+def test_nothing_is_skipped_in_silence(tmp_path: Path, environment: dict[str, str], totals: str) -> None:
+    said = run_pytest(tmp_path, SKIPPING, **environment)
+    assert f"{suite.TOTALS}{totals}" in said
+    assert ("skipped in CI: Skipped: no such thing" in said) is bool(environment)
+
+
+def test_totals_count_a_test_once_and_a_broken_file(tmp_path: Path) -> None:
+    source = """
+import pytest
+@pytest.fixture
+def broken():
+    yield
+    assert False
+def test_a(broken): assert False
+def test_b(broken): pass
+@pytest.mark.xfail
+def test_c(): assert False
+"""
+    assert f'{suite.TOTALS}{{"passed": 0, "failed": 2, "skipped": 1}}' in run_pytest(tmp_path, source)
+    assert '"failed": 1' in run_pytest(tmp_path, "no python")
+
+
+def test_a_seed_is_the_same_again_and_another_for_another_test(tmp_path: Path) -> None:
+    source = "def test_a(seed): print('a', seed); assert 0\ndef test_b(seed): print('b', seed); assert 0\n"
+    seeds = [re.findall(r"^[ab] (\d+)$", run_pytest(tmp_path, source, DMSOFT_TEST_SEED="7"), re.M) for _ in range(2)]
+    assert seeds[0] == seeds[1]
+    assert len(set(seeds[0])) == 2
