@@ -120,10 +120,12 @@ def test_a_hung_guest_times_out() -> None:
     assert result.stdout == b"begun\n"
 
 
-def start_runner() -> "tuple[subprocess.Popen[bytes], int]":
+def start_runner(temporary: Path) -> "tuple[subprocess.Popen[bytes], int]":
     """``./dev vm`` with a command that would take an hour, and the process id of its QEMU."""
     argv = [sys.executable, "-m", "tests.harness", "--", "sleep", "3600"]
-    process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # A runner that is killed outright cannot remove its folder.
+    env = dict(os.environ, TMPDIR=str(temporary))
+    process = subprocess.Popen(argv, cwd=CHECKOUT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
@@ -142,8 +144,8 @@ def is_running(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_vm_never_outlives_its_runner(number: signal.Signals, status: int) -> None:
-    process, qemu = start_runner()
+def test_a_vm_never_outlives_its_runner(tmp_path: Path, number: signal.Signals, status: int) -> None:
+    process, qemu = start_runner(tmp_path)
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == status
@@ -151,10 +153,11 @@ def test_a_vm_never_outlives_its_runner(number: signal.Signals, status: int) -> 
     while is_running(qemu) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(qemu)
+    assert number == signal.SIGKILL or not list(tmp_path.iterdir())
 
 
-def test_a_killed_qemu_is_a_failure_of_the_harness() -> None:
-    process, qemu = start_runner()
+def test_a_killed_qemu_is_a_failure_of_the_harness(tmp_path: Path) -> None:
+    process, qemu = start_runner(tmp_path)
     os.kill(qemu, signal.SIGKILL)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 125
