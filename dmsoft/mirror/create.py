@@ -101,12 +101,16 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
     unfinished = _unfinished(spec)
     if unfinished is None:
         _check_name_free(spec.name)
-    mirror_uuid = unfinished or new_uuid()
+    names = Names(spec.name, unfinished or new_uuid())
+    mirror_uuid = names.mirror_uuid
     with locked(mirror_uuid, "operation", name=spec.name), contextlib.ExitStack() as undo:
+        if unfinished is not None and not dry_run:
+            dismantle_all(names)
+        own = names.prefix if unfinished is not None and dry_run else None
         with contextlib.ExitStack() as stack:
             opened = {
                 path: stack.enter_context(
-                    open_exclusive(path, purpose="new", force=spec.force, replaces=unfinished)
+                    open_exclusive(path, purpose="new", force=spec.force, replaces=unfinished, own_uuid_prefix=own)
                 ) for path in everything
             }  # fmt: skip
             headers = _headers(spec, mirror_uuid, opened)
@@ -119,7 +123,7 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
                 undo.callback(wipe_quietly, path, payload.member_uuid)
                 header.write_first(opened[path], payload, key)
         # Before the headers go, or they could not: what stands would hold the disks, and its key would be lost.
-        undo.callback(dismantle_quietly, Names(spec.name, mirror_uuid))
+        undo.callback(dismantle_quietly, names)
         started(Running.of(locate.assemble(spec.name)))
         undo.pop_all()
     return created
@@ -166,15 +170,17 @@ def _check_name_free(name: str) -> None:
 
 
 def _unfinished(spec: MirrorSpec) -> str | None:
-    """The uuid of a mirror of that name whose create died on that primary before it first ran: it is made anew."""
+    """The uuid of a mirror of that name whose create died on that primary before it first ran: it is made anew.
+
+    Only a header with this host's signature says so: a forged one could name a mirror that is alive.
+    """
     try:
-        found = header.read(spec.primary).header
+        found = header.read(spec.primary, key=keys.load).header
     except DmsoftError:
         return None
-    payload = None if found is None else found.payload
+    payload = None if found is None or not found.verified else found.payload
     if not isinstance(payload, Primary) or payload.mirror_name != spec.name or payload.tracker.formatted:
         return None
-    dismantle_all(Names(spec.name, payload.mirror_uuid))
     return payload.mirror_uuid
 
 

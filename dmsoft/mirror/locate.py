@@ -68,6 +68,10 @@ class Member:
     def number(self) -> str:
         return f"{self.device.major}:{self.device.minor}"
 
+    def is_genuine(self) -> bool:
+        """Whether the header is not known to be forged and is on the device that it was written for."""
+        return self.verified is not False and matches(self.payload.identity, identity_of(self.device)) is None
+
 
 @dataclass(frozen=True, slots=True)
 class Census:

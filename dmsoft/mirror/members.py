@@ -103,7 +103,8 @@ def _present(running: Running, label: str) -> list[tuple[str, str]]:
 
 
 def destroy(name: str, *, dry_run: bool = False) -> list[str]:
-    """End a mirror: stop it and wipe the header of every member that is here; returns their paths.
+    """End a mirror: stop it and wipe the header of every member that is here; returns their paths. A copy of a header
+    on another device, or one that is not signed, is left as it is.
 
     Also ends what a create that died left behind. Raises `BusyError` while its device is in use.
     """
@@ -111,7 +112,7 @@ def destroy(name: str, *, dry_run: bool = False) -> list[str]:
     mirror_uuid = _uuid_to_destroy(name, seen)
     with locked(mirror_uuid, "operation", name=name):
         names = Names(name, mirror_uuid)
-        members = [m for m in seen.members if m.payload.mirror_uuid == mirror_uuid]
+        members = [m for m in seen.members if m.payload.mirror_uuid == mirror_uuid and m.is_genuine()]
         if is_active(names):
             require_unused(names)
         if dry_run:
