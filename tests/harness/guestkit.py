@@ -16,7 +16,7 @@ from dmsoft.units import MIB, parse_size
 
 # Serials and sizes of the disks every guest suite gets (``--disk SIZE:SERIAL``), all sparse and empty:
 # a primary, three secondaries of its size, a cache device, one disk too small for anything, one larger than RAM.
-DISKS = {"p0": "256M", "s0": "256M", "s1": "256M", "s2": "256M", "c0": "64M", "small0": "32M", "big0": "64G"}
+DISKS = {"p0": "96M", "s0": "96M", "s1": "96M", "s2": "96M", "c0": "32M", "small0": "32M", "big0": "64G"}
 
 _BY_ID = Path("/dev/disk/by-id")
 _DRIVER = Path("/sys/bus/virtio/drivers/virtio_blk")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures of the tests that run as root inside a VM.
 
-Every VM of the suite has the disks of `tests.harness.guestkit.DISKS`: ``p0`` (primary, 256 MiB), ``s0``, ``s1``, ``s2``
-(secondaries, 256 MiB), ``c0`` (cache, 64 MiB), ``small0`` (32 MiB) and ``big0`` (64 GiB, sparse). ``disks["p0"]`` is
+Every VM of the suite has the disks of `tests.harness.guestkit.DISKS`: ``p0`` (primary, 96 MiB), ``s0``, ``s1``, ``s2``
+(secondaries, 96 MiB), ``c0`` (cache, 32 MiB), ``small0`` (32 MiB) and ``big0`` (64 GiB, sparse). ``disks["p0"]`` is
 the path of one; a test that asks for ``disks`` finds all of them plugged in and zeroed.
 
 After each test whatever dm device, loop device or mount it left is removed, and the kernel log of its time is read:

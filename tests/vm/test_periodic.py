@@ -33,22 +33,22 @@ pytest_plugins = ("tests.vm.rig",)
 @pytest.mark.smoke
 def test_a_secondary_gets_everything_once_and_then_only_what_changed(rig: Rig) -> None:
     rig.create(one=rig.disks["s0"])
-    rig.write(0, 3, 246)
+    rig.write(0, 3, 86)
     view = rig.status()
     assert (view["active"], view["mode"], view["primary"]["state"]) == (True, "periodic", "ok")
     (first,) = view["secondaries"]
     assert (first["state"], first["synced_era"], first["stale_bytes"]) == ("stale", None, view["size_bytes"])
-    assert rig.stale("one") == set(range(247))
+    assert rig.stale("one") == set(range(87))
 
     full = rig.resync()
-    assert (full["kind"], full["bytes_stale"], full["bytes_copied"]) == ("full", 247 * MIB, 247 * MIB)
+    assert (full["kind"], full["bytes_stale"], full["bytes_copied"]) == ("full", 87 * MIB, 87 * MIB)
     rig.equal()
     assert rig.stale("one") == set()
     synced = rig.secondary("one")
     assert (synced["state"], synced["stale_bytes"], synced["lag_seconds"]) == ("current", 0, 0.0)
 
     # Part of a block, a whole one, three in a row, and the last one.
-    written = {7, 20, 21, 22, 100, 246}
+    written = {7, 20, 21, 22, 60, 86}
     rig.write(7, length=4 * KIB)
     rig.write(*(written - {7}))
     assert rig.stale("one") == written
@@ -162,7 +162,7 @@ def test_secondaries_come_and_go(rig: Rig) -> None:
     rig.secondaries["two"] = two
     assert added["label"] == "two" and added["tables"]
     assert rig.states() == {"one": "stale", "two": "stale"}
-    assert rig.stale("one") == {3} and len(rig.stale("two")) == 247
+    assert rig.stale("one") == {3} and len(rig.stale("two")) == 87
     assert rig.resync("two")["kind"] == "full"
     rig.equal("two")
 
@@ -319,7 +319,7 @@ def test_a_cancelled_resync_goes_on_later(rig: Rig) -> None:
     start = sectors_written(rig.secondaries["one"])
 
     def interrupt() -> None:
-        wait_until("some MiB are copied", lambda: sectors_written(rig.secondaries["one"]) > start + 40 * 2048, 60)
+        wait_until("some MiB are copied", lambda: sectors_written(rig.secondaries["one"]) > start + 10 * 2048, 60)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -339,7 +339,7 @@ def test_a_killed_resync_leaves_nothing_suspended_and_nothing_forgotten(rig: Rig
     rig.create(one=rig.disks["s0"])
     rig.resync()
     for _ in range(3):
-        rig.write(*rig.chance.sample(range(247), 40))
+        rig.write(*rig.chance.sample(range(87), 40))
         with rig.writing():
             child = os.fork()
             if not child:
@@ -359,7 +359,7 @@ def test_examine_and_explain(rig: Rig) -> None:
     for role, path in (("primary", rig.primary), ("secondary", rig.secondaries["one"])):
         found = ok("examine", path, "--json").json
         assert (found["role"], found["authentic"], found["problems"]) == (role, True, [])
-        assert found["data_offset_bytes"] == 9 * MIB and found["data_bytes"] == 247 * MIB
+        assert found["data_offset_bytes"] == 9 * MIB and found["data_bytes"] == 87 * MIB
         assert role in ok("examine", path).out
     codes = [each["code"] for each in ok("explain", "--json").json["codes"]]
     assert {"gate-mounted", "header-torn", "secondary-unknown", "too-small"} <= set(codes)

@@ -47,12 +47,12 @@ def test_a_secondary_goes_while_it_is_copied_to(rig: Rig) -> None:
     """The other one is served all the same."""
     rig.create(one=rig.disks["s0"], two=rig.disks["s1"])
     rig.resync("one")
-    rig.write(*range(0, 240, 2))
+    rig.write(*range(0, 80, 2))
     before = sectors_written(rig.secondaries["one"])
 
     def pull() -> None:
         wait_until(
-            "some MiB are copied", lambda: sectors_written(rig.secondaries["one"]) > before + 20 * 2048, seconds=60
+            "some MiB are copied", lambda: sectors_written(rig.secondaries["one"]) > before + 8 * 2048, seconds=60
         )
         rig.disks.unplug("s0")
 
@@ -75,7 +75,7 @@ def test_a_secondary_goes_while_it_is_copied_to(rig: Rig) -> None:
     assert rig.states() == {"one": "stale", "two": "current"}
     rig.superset("one")
     done = rig.resync()
-    assert done["kind"] == "incremental" and done["bytes_copied"] <= 121 * MIB
+    assert done["kind"] == "incremental" and done["bytes_copied"] <= 41 * MIB
     rig.equal()
 
 
@@ -129,7 +129,8 @@ def test_a_cache_device_goes(rig: Rig) -> None:
     assert rig.secondary("one", code=9)["state"] == "failed"
     assert rig.stale("one") >= {0, 80, 81, 82, 83}
     rig.superset("one")
-    assert "cache device" in refused(5, "resync", NAME, "one")
+    ran = dmsoft("resync", NAME, "one")
+    assert ran.code == 5 and "cache device of one is not here" in ran.err, ran
     rig.superset("one")
     rig.disks.replug("c0")
     done = rig.resync()
