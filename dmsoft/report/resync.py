@@ -8,7 +8,7 @@ from dmsoft.units import format_duration, format_size
 
 def show(outcome: Outcome, *, dry_run: bool) -> None:
     for part in outcome.secondaries:
-        say(_line(part, dry_run=dry_run), hang=2)
+        say(f"{part.label}: {_line(part, dry_run=dry_run, converged=outcome.converged)}", hang=2)
     if not dry_run and outcome.passes:
         say(
             f"{format_size(outcome.bytes_copied)} copied in {format_duration(outcome.seconds)}; "
@@ -16,14 +16,17 @@ def show(outcome: Outcome, *, dry_run: bool) -> None:
         )
 
 
-def _line(part: SecondaryOutcome, *, dry_run: bool) -> str:
+def _line(part: SecondaryOutcome, *, dry_run: bool, converged: bool) -> str:
     if part.error is not None:
-        return f"{part.label}: not done. {part.error}"
+        return f"not done. {part.error}"
     if dry_run:
-        return f"{part.label}: {_intent(part)}, because {part.reason}."
-    if part.consistent_as_of is None:
-        return f"{part.label}: {_deed(part)}, but it is no whole point in time yet."
-    return f"{part.label}: {_deed(part)}; current as of {time_text(part.consistent_as_of)}."
+        return f"{_intent(part)}, because {part.reason}."
+    if part.consistent_as_of is not None:
+        return f"{_deed(part)}; current as of {time_text(part.consistent_as_of)}."
+    if converged:
+        # Only a disk that is coupled in the kernel is never at rest.
+        return f"{_deed(part)}; attached, so writes follow at once."
+    return f"{_deed(part)}, but it is no whole point in time yet."
 
 
 def _intent(part: SecondaryOutcome) -> str:

@@ -27,10 +27,9 @@ def _show_mirror(mirror: MirrorView) -> None:
     out = console()
     out.print(Text.assemble((mirror.name, "bold"), f"  {_headline(mirror)}"))
     primary, era = mirror.primary, mirror.era
-    words = ["primary", clean(primary.device or ""), primary.state]
+    line = " ".join(word for word in ("primary", primary.device or "", primary.state) if word)
     if era.current is not None:
-        words.append(f" era {era.current}")
-    line = " ".join(word for word in words if word)
+        line += f", era {era.current}"
     if era.metadata_used is not None and era.metadata_total:
         line += f", metadata {100 * era.metadata_used // era.metadata_total} % full"
     say(f"  {line}", hang=2)

@@ -2,6 +2,7 @@
 """What the demo says, and the commands it runs before everybody's eyes."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -53,12 +54,12 @@ class Stage:
         self._line(f"{self._chapter}. {title}", "bold")
 
     def say(self, text: str) -> None:
-        for line in textwrap.wrap(text, self._console.width - _INDENT, break_on_hyphens=False):
+        for line in wrapped(text, self._console.width - _INDENT):
             self._line(" " * _INDENT + line)
 
     def good(self, text: str) -> None:
         """A check that held."""
-        first, *rest = textwrap.wrap(text, self._console.width - _INDENT - 4, break_on_hyphens=False)
+        first, *rest = wrapped(text, self._console.width - _INDENT - 4)
         self._console.print(Text(" " * _INDENT) + Text("OK", style="bold green") + Text(f"  {first}"), soft_wrap=True)
         for line in rest:
             self._line(" " * (_INDENT + 4) + line)
@@ -105,6 +106,13 @@ def quiet(*argv: str) -> str:
         said = done.stderr.strip().splitlines()
         raise DemoError(f"{shlex.join(argv[:6])} ended with status {done.returncode}: {said[-1] if said else ''}")
     return done.stdout
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of at most ``width`` columns; a number stays with its unit."""
+    held = re.sub(r"(\d) (s|%|B|[KMGT]iB)\b", "\\1\u00a0\\2", text)
+    lines = textwrap.wrap(held, width, break_long_words=False, break_on_hyphens=False)
+    return [line.replace("\u00a0", " ") for line in lines]
 
 
 def shown(argv: Sequence[str], width: int) -> list[str]:

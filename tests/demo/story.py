@@ -257,7 +257,7 @@ def write_behind(stage: Stage, disks: Cables, choice: Choice) -> Figures:
     stage.chapter("Its disk is unplugged while its cache is full of news")
     mirror.more_files(choice, "news")
     disks.unplug("one")
-    stage.say("Unplugged. What was in the cache never got to the disk.")
+    stage.say("Unplugged: what the cache still holds cannot get to the disk any more.")
     mirror.change_files(choice, "added")
     mirror.dmsoft("status", "mail", ok=(0, 9))
 
