@@ -235,8 +235,9 @@ def _bus(disk: Path) -> str | None:
 
 
 def _partitions(directory: Path) -> tuple[str, ...]:
-    names = (entry.name for entry in directory.iterdir() if entry.is_dir() and (entry / "partition").exists())
-    return tuple(sorted(names, key=_natural))
+    # The kernel names a partition after its disk; to ask every attribute would take longer than all the rest.
+    candidates = (name for name in os.listdir(directory) if name.startswith(directory.name))
+    return tuple(sorted((name for name in candidates if (directory / name / "partition").exists()), key=_natural))
 
 
 def _listing(directory: Path) -> tuple[str, ...]:
@@ -249,8 +250,17 @@ def _listing(directory: Path) -> tuple[str, ...]:
         return ()
 
 
+def _read(path: Path) -> bytes:
+    """An attribute, which the kernel gives in one read; a file object would take several times as long."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(fd, 65536)
+    finally:
+        os.close(fd)
+
+
 def _required(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").strip()
+    return _read(path).decode("utf-8", "replace").strip()
 
 
 def _text(path: Path) -> str | None:
@@ -260,7 +270,7 @@ def _text(path: Path) -> str | None:
     decides whether a device is in use.
     """
     try:
-        text = path.read_text(encoding="utf-8", errors="replace").split("\0")[0]
+        text = _read(path).decode("utf-8", "replace").split("\0")[0]
     except OSError:
         return None
     return printable(" ".join(text.split())) or None
@@ -269,7 +279,7 @@ def _text(path: Path) -> str | None:
 def _line(path: Path) -> str | None:
     """A path that the kernel gives, exactly, as the file system encodes it; None when there is none."""
     try:
-        return os.fsdecode(path.read_bytes().removesuffix(b"\n")) or None
+        return os.fsdecode(_read(path).removesuffix(b"\n")) or None
     except OSError:
         return None
 
