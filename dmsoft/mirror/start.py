@@ -57,8 +57,7 @@ def start(name: str) -> Started:
     Raises for a primary that is missing, in use, not authentic or damaged; nothing stands in the kernel then.
     """
     require_targets(["era", "linear"])
-    uuid = locate.primary_of(name, locate.census()).payload.mirror_uuid
-    with locked(uuid, "operation", name=name):
+    with locked(uuid_of(name), "operation", name=name):
         return started(Running.of(locate.assemble(name)))
 
 

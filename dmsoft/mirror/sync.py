@@ -19,6 +19,7 @@ from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.running import Running, guard_of
+from dmsoft.mirror.start import uuid_of
 
 DEFAULT_MAX_STALL = 0.2
 
@@ -66,7 +67,7 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
     Raises when the run as a whole could not be done. The mirror must be running.
     """
     start = time.monotonic()
-    uuid = locate.primary_of(wanted.name, locate.census()).payload.mirror_uuid
+    uuid = uuid_of(wanted.name)
     with locked(uuid, "operation", name=wanted.name), contextlib.ExitStack() as stack:
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
