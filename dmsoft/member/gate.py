@@ -153,7 +153,7 @@ def open_exclusive(
             _check_writable(path, device, minimum_bytes)
             exclusive = not _own_holders(device, own_uuid_prefix, sysfs)
             claimed = stack.enter_context(claim(path, device, exclusive=exclusive))
-            again = sysfs.by_number(*device.number)
+            claimed.device = again = sysfs.by_number(*device.number)
             _check_use(path, again, own_uuid_prefix, sysfs)
             if not exclusive and not _own_holders(again, own_uuid_prefix, sysfs):
                 raise GateUnknownError(f"{path} was let go while it was examined.", hint="Try again.")

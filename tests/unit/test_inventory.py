@@ -2,12 +2,14 @@
 """Facts from a made-up sysfs and /proc, what blivet's answer is worth, and the verdicts on devices."""
 
 import contextlib
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from dmsoft.errors import DeviceError, NotFoundError
 from dmsoft.inventory import blivet, signatures
@@ -17,7 +19,8 @@ from dmsoft.inventory.sysfs import BlockDevice, NotBlockError, Sysfs, block_devi
 from dmsoft.inventory.udev import Udev
 from dmsoft.inventory.usage import Usage, Use, parse_mountinfo, parse_swaps, users
 from dmsoft.member.regions import TooSmallError, cache_layout
-from dmsoft.member.survey import CACHE_BYTES
+from dmsoft.member.survey import CACHE_BYTES, Survey
+from dmsoft.report import devices as report
 from dmsoft.report.devices import because, can_be
 from dmsoft.units import GIB, MIB
 
@@ -472,3 +475,38 @@ def test_least_cache_is_what_its_layout_takes() -> None:
     cache_layout(CACHE_BYTES)
     with pytest.raises(TooSmallError):
         cache_layout(CACHE_BYTES - 1)
+
+
+LONG = "luks-3f1c7f7a-9d4f-4d5f-8f1c-1c7f7a11aa22"
+
+
+def test_table_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No word is cut, a name that fits its column stays whole, and what is empty or dmsoft's own is only counted."""
+    held = Use("held", "nvme0n1p2", f"its partition nvme0n1p2 is held by dm-0 ({LONG}), mounted at /")
+    facts = [
+        Facts(device(name="dm-0", kind="dm", dm_name=LONG, dm_uuid="CRYPT-LUKS2-x"), uses=(held,)),
+        Facts(
+            device(name="dm-1", kind="dm", dm_name="photos-lower", dm_uuid="DMSOFT-x-lower"),
+            member="belongs to a mirror",
+        ),
+        Facts(device(name="loop0", kind="loop", size_bytes=0)),
+        Facts(device(name="nvme0n1", path="/dev/nvme0n1", bus="nvme", model="Samsung SSD 980 PRO 1TB"), uses=(held,)),
+        Facts(device(name="nvme0n1p1", path="/dev/nvme0n1p1", kind="partition", parent="nvme0n1", size_bytes=MIB)),
+        Facts(device(bus="usb", model="Elements 25A2"), signatures=(Signature("ext4", "my photos"),)),
+    ]
+    written = io.StringIO()
+    monkeypatch.setattr(report, "console", lambda: Console(width=80, file=written, highlight=False))
+    report.show(Survey(tuple(verdict(each) for each in facts), ("udevd is not running.",)), everything=False)
+    lines = written.getvalue().splitlines()
+    assert max(map(len, lines)) == 80
+    rows = {words[0]: words[1:] for line in lines if (words := line.split()) and line.startswith("/dev/")}
+    assert list(rows) == ["/dev/nvme0n1", "/dev/nvme0n1p1", "/dev/sda", "/dev/mapper/luks-3f1c7f7a-"]
+    assert rows["/dev/sda"][:5] == ["1", "GiB", "--force", "usb", "Elements"]
+    text = " ".join(" ".join(lines).split())
+    assert "partition: too small (9 MiB needed)" in text and 'holds ext4 "my' in text
+    assert "2 empty or inner devices not shown; --all shows them." in lines
+    assert lines[-1] == "Not seen: udevd is not running."
+    for word in ["Samsung", "SSD", "980", "PRO", "1TB:", "nvme0n1p2", "mounted", "removable,", "encrypted:"]:
+        assert word in text
+    report.show(Survey(tuple(verdict(each) for each in facts), ()), everything=True)
+    assert "/dev/mapper/photos-lower" in written.getvalue() and "belongs to a mirror" in written.getvalue()

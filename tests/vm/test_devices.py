@@ -3,8 +3,6 @@
 
 import json
 import os
-import pty
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,35 +107,6 @@ def test_survey(zoo: Zoo) -> None:
     ]
     # blivet has been there too, and said what udev knows.
     assert "it holds ext4" in found[zoo.ext4].blivet
-
-    # The table of the same machine reads well at 80 columns.
-    lines = on_terminal(["dmsoft", "devices", "--primary", zoo.free], 80).splitlines()
-    assert max(map(len, lines)) <= 80
-    rows = {line.split()[0]: line for line in lines if line.startswith("/dev/")}
-    assert re.search(r"18 MiB +- +loop: is the primary itself", rows[zoo.free])
-    assert re.search(r"256 MiB +--force +virtio s0: holds ext4 \"photos\"", rows[zoo.ext4])
-    assert re.search(r"- +loop: in use as swap", rows[zoo.swap])
-    assert re.search(r"17 MiB +primary, +encrypted: secondary:", rows["/dev/mapper/zoo-linear"])
-
-
-def on_terminal(argv: list[str], columns: int) -> str:
-    """What a program writes to a terminal of that width."""
-    ours, theirs = pty.openpty()
-    sh("sh", "-c", f"stty cols {columns} rows 50 <{os.ttyname(theirs)}")
-    with subprocess.Popen(
-        argv, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "NO_COLOR": "1"}
-    ) as process:
-        os.close(theirs)
-        said = b""
-        while True:
-            try:
-                chunk = os.read(ours, 65536)
-            except OSError:  # the other side is closed
-                break
-            said += chunk
-    os.close(ours)
-    assert process.returncode == 0, said
-    return re.sub(r"\x1b\[[0-9;]*m", "", said.decode().replace("\r\n", "\n"))
 
 
 def test_json_without_blivet(loops: MakeLoop, tmp_path: Path) -> None:

@@ -229,6 +229,7 @@ def test_mounted_elsewhere(loops: MakeLoop, tmp_path: Path) -> None:
         process.communicate(b"\n")
 
 
+@pytest.mark.smoke
 def test_mounted_partition(loops: MakeLoop, tmp_path: Path) -> None:
     path = loops("--partscan")
     make_gpt(path)
@@ -489,6 +490,7 @@ def test_refusal_wakes_nobody(loops: MakeLoop) -> None:
     assert Path("/sys/kernel/uevent_seqnum").read_text() == before
 
 
+@pytest.mark.smoke
 def test_own_devices_may_hold_it(loops: MakeLoop) -> None:
     path = loops()
     identity = make_member(path)
@@ -508,6 +510,7 @@ def test_own_devices_may_hold_it(loops: MakeLoop) -> None:
         assert gated.exclusive
 
 
+@pytest.mark.smoke
 def test_nothing_can_take_it_while_it_is_open(loops: MakeLoop, tmp_path: Path) -> None:
     path = loops()
     with open_exclusive(path, purpose="new"):
