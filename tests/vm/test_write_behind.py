@@ -33,7 +33,7 @@ def no_discards(rig: Rig) -> None:
 
 
 def via(rig: Rig, kind: str) -> str:
-    return {"writecache": f"writecache:{rig.disks['c0']}", "delay": "delay:400", "direct": "direct"}[kind]
+    return {"writecache": f"writecache:{rig.disks['c0']}", "delay": "delay:5000", "direct": "direct"}[kind]
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_attached_and_detached(rig: Rig, kernel_log: KernelLog, kind: str) -> No
 
     synced = attached["synced_era"]
     slowest = _slowest_write(rig, range(10, 40, 3))
-    assert slowest < 0.3 if kind == "delay" else slowest < 5
+    assert slowest < 5, "a write waited for the secondary"
     assert rig.stale("one") == set(range(10, 40, 3))  # md's word moves nothing
     rig.superset("one")
     assert rig.secondary("one")["synced_era"] == synced
