@@ -32,6 +32,7 @@ from dmsoft.resync.extents import Request, requests, runs, size_bytes
 from dmsoft.units import MIB, format_size
 
 _MAX_PASSES = 12
+_MAX_FINALS = 5
 _MAX_STAGING_BYTES = 128 * MIB
 _FIRST_RATE = 32 * MIB  # bytes a second, until one was measured
 _UNREADABLE_HINT = "The secondaries keep their stale blocks. Look at the primary's health now."
@@ -67,13 +68,14 @@ class Run:
 
     def run(self) -> None:
         """Everything from the first barrier on; failures of single secondaries end up in their jobs."""
-        since: int | None = None
-        if self._needs_pre_copy():
-            since = self._pre_copy()
-            if not self.alive:
+        since = self._pre_copy() if self._needs_pre_copy() else None
+        for _ in range(_MAX_FINALS):
+            if not self.alive or not self.converged or self._final(since):
                 return
-        if self.converged:
-            self._final(since)
+            since = self._pre_copy(since)
+        raise DeviceError(
+            "More is written just before each final barrier than fits it.", hint="Run it again when there is less load."
+        )
 
     @property
     def alive(self) -> list[Job]:
@@ -128,13 +130,17 @@ class Run:
             job.owed = written.copy()
             job.stale |= written
 
-    def _pre_copy(self) -> int:
-        """Passes until the rest fits the final barrier; returns the era since which the rest was written."""
+    def _pre_copy(self, since: int | None = None) -> int:
+        """Passes until the rest fits the final barrier; returns the era since which the rest was written.
+
+        ``since`` is what an earlier one returned, None the first time: each job begins with its own S then.
+        """
         era = self._roll()
         for job in self.alive:
-            if job.decision.since is not None:
-                job.owed = self.reader.written_since(job.decision.since).blocks
-                job.stale = job.owed.copy()
+            start = job.decision.since if since is None else since
+            if start is not None:
+                job.owed = self.reader.written_since(start).blocks
+                job.stale |= job.owed
         before = None
         while True:
             self._copy_pass()
@@ -207,9 +213,9 @@ class Run:
         job.error = err
         self.progress.note(f"{job.label}: {err.message}")
 
-    def _final(self, since: int | None) -> None:
-        """The final barrier. Coupled secondaries get the rest inside it, since the raid1 needs them equal; the others
-        after it, from memory."""
+    def _final(self, since: int | None) -> bool:
+        """The final barrier; False when more was written just before it than fits, and nothing was done. Coupled
+        secondaries get the rest inside it, since the raid1 needs them equal; the others after it, from memory."""
         if self.cancelled.is_set():
             raise CancelledError("The copy was cancelled.", hint="Run the command again to go on.")
         for job in self.alive:
@@ -220,11 +226,10 @@ class Run:
         coupled = [job.label for job in self.alive if job.attach]
         if coupled:
             with attach.prepared(self.running, coupled) as attachment:
-                self._final_barrier(since, attachment)
-        else:
-            self._final_barrier(since, None)
+                return self._final_barrier(since, attachment)
+        return self._final_barrier(since, None)
 
-    def _final_barrier(self, since: int | None, attachment: Attachment | None) -> None:
+    def _final_barrier(self, since: int | None, attachment: Attachment | None) -> bool:
         if attachment is not None:
             for job in self.alive:
                 self._try(job, job.spoil)
@@ -247,9 +252,7 @@ class Run:
                     attachment.swapped = True
         self.stalls.append(here.stall_seconds)
         if not fits:
-            raise DeviceError(
-                "More was written just before the final barrier than fits it.", hint="Run the command again."
-            )
+            return False
         self.passes += 1
         self.running.flush_primary()
         for job in self.alive:
@@ -259,6 +262,7 @@ class Run:
         self._settle(inside)
         self._settle(after)
         self._promise(era, as_of=as_of, coupled=attachment is not None and attachment.swapped)
+        return True
 
     def _stage_rest(self, since: int | None, stage: Staging) -> bool:
         """Inside the barrier: read what is owed into memory; False when it does not fit."""

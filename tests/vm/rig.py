@@ -356,7 +356,7 @@ print(json.dumps({"count": count, "longest": longest, "errors": errors}))
 class Writer:
     """A process that writes 64 KiB at random places, with an fsync now and then; ``longest`` in seconds."""
 
-    def __init__(self, path: str, seed: int, *, pause_ms: int = 5, span: int = 0) -> None:
+    def __init__(self, path: str, seed: int, *, pause_ms: int = 20, span: int = 0) -> None:
         argv = [sys.executable, "-I", "-S", "-c", _WRITER, path, str(seed), str(pause_ms), str(span)]
         self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None and self._process.stdout.readline() == "ready\n"

@@ -52,7 +52,6 @@ def small(rig: Rig, *options: str) -> None:
     rig.create(*options, primary=rig.cut("p0", 40 * MIB), one=rig.cut("s0", 40 * MIB))
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("what", ["top", "lower", "both"])
 def test_a_killed_owner_leaves_nothing_suspended(rig: Rig, what: str) -> None:
     small(rig)
@@ -69,6 +68,7 @@ def test_a_killed_owner_leaves_nothing_suspended(rig: Rig, what: str) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_hung_owner_is_overtaken_at_its_deadline(rig: Rig) -> None:
     small(rig)
     process = start("both", 2)
@@ -83,6 +83,7 @@ def test_a_hung_owner_is_overtaken_at_its_deadline(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["lower", "both"])
 def test_a_raid1_left_suspended_becomes_linear(rig: Rig, what: str) -> None:
     """Whatever was coupled to the primary when its owner died is not trusted any more."""

@@ -70,6 +70,7 @@ def test_a_resync_after_a_power_cut_ends_equal(rig: Rig, primary: LoggedDisk, mo
     ok("destroy", NAME, "--yes")
 
 
+@pytest.mark.slow
 def test_without_the_flush_the_secondary_keeps_what_the_primary_lost(
     rig: Rig, primary: LoggedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
