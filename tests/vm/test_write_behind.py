@@ -109,7 +109,7 @@ def _poison(rig: Rig) -> None:
         write(rig.primary, slot(payload, index).offset, bytes(bad))
 
 
-@pytest.mark.smoke
+@pytest.mark.slow
 def test_the_primary_goes_on_while_a_secondary_is_attached(rig: Rig) -> None:
     rig.create(*MODE, "--via", via(rig, "writecache"), one=rig.disks["s0"])
     with rig.writing() as writer:
