@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from dmsoft.era import layout
 from dmsoft.era.array import HEADER_WORDS, VERIFY_BLOCKS, ArrayReader, ArrayShape, Leaves
 from dmsoft.era.blocks import BlockSet
-from dmsoft.era.btree import BtreeReader, Numbers
+from dmsoft.era.btree import MAX_KEY, BtreeReader, Numbers
 from dmsoft.era.errors import EraAheadError, EraBusyError, EraMetadataError, EraUnusedError
 from dmsoft.era.settle import Patience, settle
 from dmsoft.era.superblock import Superblock, WritesetRoot
@@ -48,7 +48,8 @@ _MAX_ERA: Final = (1 << 32) - 1
 class Changes:
     """``blocks`` has every block written in or after the era asked for, as of the commit of ``superblock``.
 
-    It may have blocks written while it was read.
+    It may have blocks written while it was read. Only of the era that was current on a live target a mark may, in
+    theory, be missing: see above. Sets that have to be final are read from suspended metadata or a snapshot.
     """
 
     blocks: BlockSet
@@ -56,17 +57,11 @@ class Changes:
 
 
 class _Writesets(NamedTuple):
-    """The writeset tree: ascending eras, and for each the length and root of its bitset."""
+    """Of the writeset tree: ascending eras, and for each the length and root of its bitset."""
 
     eras: Numbers
     nr_bits: NDArray[np.int64]
     roots: Numbers
-
-    def find(self, era: int) -> WritesetRoot | None:
-        at = int(np.searchsorted(self.eras, np.uint64(era)))
-        if at == len(self.eras) or int(self.eras[at]) != era:
-            return None
-        return WritesetRoot(int(self.nr_bits[at]), int(self.roots[at]))
 
 
 class Walk:
@@ -113,10 +108,10 @@ class Walk:
         self._last = now
         return now
 
-    def _writesets(self, superblock: Superblock) -> _Writesets:
-        """The writeset tree of ``superblock``, or a later one."""
+    def _writesets(self, superblock: Superblock, low: int = 0, high: int = MAX_KEY) -> _Writesets:
+        """The eras ``low`` .. ``high`` in the writeset tree of ``superblock``, or a later one."""
         limit, root = superblock.space_map.nr_blocks, superblock.writeset_tree_root
-        found = self._btree.entries(root, value_size=12, max_entries=limit, limit=limit)
+        found = self._btree.entries(root, value_size=12, max_entries=limit, limit=limit, low=low, high=high)
         bits = np.ascontiguousarray(found.values[:, :4]).view("<u4").reshape(-1).astype(np.int64)
         roots = np.ascontiguousarray(found.values[:, 4:]).view("<u8").reshape(-1)
         if not roots.all():
@@ -125,9 +120,10 @@ class Walk:
             raise EraMetadataError(root, "two eras have the same bitset")
         if len(roots) and int(found.keys[-1]) > _MAX_ERA:
             raise EraMetadataError(root, f"there is no era {found.keys[-1]}")
-        # All of them exist at once and share nothing: this bounds the work that made-up metadata can ask for.
+        # All of them exist at once and share nothing: this bounds the work that made-up metadata can ask for. Each
+        # has a root and its array blocks.
         per_block = layout.array_capacity(8)
-        if int((-(-bits // 64 // per_block)).sum()) > limit:
+        if int((1 - (-bits // 64 // per_block)).sum()) > limit:
             raise EraMetadataError(root, "the bitsets of its eras are larger than the metadata")
         self._newest = max(self._newest, int(found.keys[-1]) if len(roots) else 0)
         return _Writesets(found.keys, bits, roots)
@@ -148,11 +144,12 @@ class Walk:
         def locate() -> Numbers | None:
             nonlocal shape, nr_bits
             now = self._reload()
-            root: WritesetRoot | None = now.current_writeset
+            root = now.current_writeset
             if era != now.current_era or not now.current_writeset.root:
-                root = self._writesets(now).find(era)
-            if root is None:
-                return None
+                archived = self._writesets(now, era, era)
+                if not len(archived.eras):
+                    return None
+                root = WritesetRoot(int(archived.nr_bits[0]), int(archived.roots[0]))
             nr_bits = root.nr_bits
             shape = ArrayShape(layout.blocks_needed(nr_bits, 64), 8)
             if shape.blocks >= now.space_map.nr_blocks:
