@@ -27,7 +27,7 @@ from tests.bench.rows import Row
 _HERE = Path(__file__).parent
 _ROOT = _HERE.parent.parent
 _SIZES = {"8M": 8 << 20, "64M": 64 << 20, "256M": 256 << 20}
-_WARM_RUNS = 5
+_RUNS = 5
 # What takes longer than this runs once.
 _LONG_SECONDS = 20.0
 
@@ -83,7 +83,7 @@ def _contest(contestants: "list[_Contestant]", image: Path, state: str) -> float
     plain = float("inf")
     for contestant in contestants:
         contestant.runs.clear()
-    for _ in range(1 if state == "cold" else _WARM_RUNS):
+    for _ in range(_RUNS):
         plain = min(plain, _read_plainly(image))
         for contestant in contestants:
             if not contestant.runs or contestant.runs[0].seconds < _LONG_SECONDS:
