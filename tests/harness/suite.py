@@ -32,6 +32,8 @@ VM_SECONDS = 2400
 # Long before that, pytest says where a test that hangs does so.
 TEST_SECONDS = 600
 _NOTHING_SELECTED = 5
+# Lines of pytest's short summary that are said again at the very end.
+_FAILURES = ("FAILED ", "ERROR ")
 
 
 @dataclass(frozen=True)
@@ -169,6 +171,8 @@ class Runner:
                 counts = json.loads(line.removeprefix(TOTALS))
             else:
                 self._say(job, line.rstrip("\n"))
+                if line.startswith(_FAILURES):
+                    self.totals.lines.append(f"[{job.name}] {line.rstrip()}")
         return counts
 
     def _say(self, job: Job, line: str) -> None:
