@@ -19,13 +19,15 @@ MAX_DATA_BLOCKS: Final = (1 << 31) - 1
 SUPERBLOCK_SALT: Final = 146538381
 NODE_SALT: Final = 121107
 ARRAY_SALT: Final = 595846735
+INDEX_SALT: Final = 160478
+BITMAP_SALT: Final = 240779
 
 _KINDS: Final = {
     SUPERBLOCK_SALT: "an era superblock",
     NODE_SALT: "a btree node",
     ARRAY_SALT: "an array block",
-    160478: "a space map index",
-    240779: "a space map bitmap",
+    INDEX_SALT: "a space map index",
+    BITMAP_SALT: "a space map bitmap",
     160774: "a thin-pool superblock",
     9031977: "a cache superblock",
 }

@@ -70,6 +70,15 @@ class EraReader:
         load = self._snapshot_loader() if snapshot else self.superblock
         return Walk(load, self._btree, self._arrays, era).run()
 
+    def check_space_map(self) -> None:
+        """Verify what the kernel, but no reader of eras, needs; only for metadata that lies still.
+
+        Raises `EraMetadataError`.
+        """
+        from dmsoft.era.spacemap import check_space_map
+
+        check_space_map(self._device, self.superblock().space_map)
+
     @cached_property
     def _btree(self) -> "BtreeReader":
         from dmsoft.era.btree import BtreeReader

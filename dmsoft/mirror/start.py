@@ -162,6 +162,7 @@ def _look(running: Running) -> tracker.Found:
             return tracker.Found(zero, digest, None)
         try:
             superblock = reader.superblock()
+            reader.check_space_map()
             if superblock.nr_blocks:
                 reader.written_since(0)
         except MetadataError as err:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dmsoft.era.reader import EraReader
+from dmsoft.era.superblock import Superblock
 from dmsoft.member.payload import Region
 from dmsoft.units import KIB, MIB
 from tests.harness.guestkit import settle
@@ -101,11 +103,14 @@ def test_zeroed_metadata_after_a_crash(rig: Rig) -> None:
     compares_and_is_well(rig, {9})
 
 
-def _flip(offset: int) -> Callable[[Rig, Region], None]:
+def _flip(find: Callable[[Superblock], int], offset: int) -> Callable[[Rig, Region], None]:
+    """Damage that flips one bit in byte ``offset`` of the metadata block that ``find`` names."""
+
     def damage(rig: Rig, region: Region) -> None:
-        at = region.offset + offset - offset % 4096
+        with EraReader(rig.primary, offset_bytes=region.offset, length_bytes=region.length) as reader:
+            at = region.offset + 4096 * find(reader.superblock())
         data = bytearray(read(rig.primary, at, 4096))
-        data[offset % 4096] ^= 0x40
+        data[offset] ^= 0x40
         write(rig.primary, at, bytes(data))
 
     return damage
@@ -121,7 +126,18 @@ def _fresh(rig: Rig, region: Region) -> None:
     write(rig.primary, region.offset, read(rig.disks["c0"], 0, region.length))
 
 
-@pytest.mark.parametrize("damage", [_flip(200), _flip(4096 * 3 + 50), _fresh], ids=["superblock", "tree", "other"])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(_flip(lambda _: 0, 200), id="superblock"),
+        pytest.param(_flip(lambda found: found.writeset_tree_root, 50), id="tree"),
+        pytest.param(_flip(lambda found: found.era_array_root, 4000), id="array"),
+        # The kernel alone needs these: it would find out in the middle of a commit, and fail the user's writes.
+        pytest.param(_flip(lambda found: found.space_map.bitmap_root, 20), id="space-map-index"),
+        pytest.param(_flip(lambda found: found.space_map.ref_count_root, 2000), id="ref-counts"),
+        pytest.param(_fresh, id="other"),
+    ],
+)
 def test_damaged_or_foreign_metadata(rig: Rig, damage: Callable[[Rig, Region], None]) -> None:
     region = make(rig)
     rig.write(3)
