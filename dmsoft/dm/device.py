@@ -264,7 +264,10 @@ class Device:
         """A suspended era answers neither status nor messages, and whoever asks hangs where no signal reaches."""
         info = self.require()
         if info.suspended:
-            raise SuspendedError(f"{self.name} is suspended: no {what}.", hint="Resume it first.")
+            raise SuspendedError(
+                f"{self.name} is suspended: no {what}.",
+                hint="If no other dmsoft command is at work on it, `dmsoft start` resumes the mirror.",
+            )
         if info.inactive_table and self._has_era():
             raise EraOrderError(
                 f"{self.name} has a second table loaded over a live era: no {what}.", hint="Clear that table first."

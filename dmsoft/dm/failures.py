@@ -58,8 +58,8 @@ class NameTakenError(RefusedError):
 class SuspendedError(BusyError):
     """The device is suspended, so it can answer nothing.
 
-    Another dmsoft command holds the mirror still, which takes a moment. Try again. If it stays so, look at the kernel
-    log; `dmsetup resume NAME` lets I/O go on.
+    Another dmsoft command holds the mirror still, which takes a moment. Try again. If it stays so, that command and its
+    guard died: `dmsoft start NAME` lets I/O go on.
     """
 
     code = "suspended"

@@ -144,6 +144,23 @@ def resume_watched(helper: Helper, target: Device) -> Cookie:
     raise DeviceError(f"{target.name} did not resume.", hint="The kernel log (dmesg) says why; the primary goes on.")
 
 
+def resume_left(top: Device, lower: Device, fallback: Table) -> bool:
+    """Resume what a command and its guard left suspended when both of them died; returns whether there was anything.
+
+    Call it under the kernel lock: nobody who holds the mirror still on purpose is alive then. Raises `DeviceError`.
+    """
+    if not _is_suspended(top) and not _is_suspended(lower):
+        return False
+    helper = Helper([lower])
+    try:
+        _rescue(top, lower, fallback, helper, watch=False, seconds=_RESUME_SECONDS)
+    finally:
+        helper.close()
+    if _is_suspended(top) or _is_suspended(lower):
+        raise DeviceError(f"{top.name} stands still and cannot be resumed.", hint="The kernel log (dmesg) says why.")
+    return True
+
+
 def _give_scope(pid: int) -> None:
     """Have systemd move the guard out of the caller's control group; without systemd its session has to do."""
     if not Path("/run/systemd/system").is_dir():
@@ -196,10 +213,13 @@ def _keep(top: Device, lower: Device, fallback: Table, helper: Helper | None) ->
             deadline = time.monotonic() + float(value) if word == b"deadline" else None
 
 
-def _rescue(top: Device, lower: Device, fallback: Table, helper: Helper | None, *, watch: bool) -> bool:
-    """Resume whatever of the two is suspended, bottom up, and again if that fails: nobody else will. With ``watch``
-    keep looking a while, since a dying caller's suspend may still be on its way through the kernel. Returns whether
-    anything had to be resumed."""
+def _rescue(
+    top: Device, lower: Device, fallback: Table, helper: Helper | None, *, watch: bool,
+    seconds: float = _RESCUE_SECONDS,
+) -> bool:  # fmt: skip
+    """Resume whatever of the two is suspended, bottom up, and again for ``seconds`` if that fails: nobody else will.
+    With ``watch`` keep looking a while, since a dying caller's suspend may still be on its way through the kernel.
+    Returns whether anything had to be resumed."""
     start, pause, acted = time.monotonic(), _POLL_SECONDS, False
     while True:
         if _is_suspended(lower):
@@ -212,7 +232,7 @@ def _rescue(top: Device, lower: Device, fallback: Table, helper: Helper | None, 
             with contextlib.suppress(DmsoftError):
                 top.resume(wait=False)
         age, left = time.monotonic() - start, _is_suspended(lower) or _is_suspended(top)
-        if age >= _RESCUE_SECONDS or (not left and age >= (_WATCH_SECONDS if watch else 0)):
+        if age >= seconds or (not left and age >= (_WATCH_SECONDS if watch else 0)):
             return acted
         time.sleep(pause)
         pause = min(2 * pause, _LONGEST_PAUSE) if left else _POLL_SECONDS

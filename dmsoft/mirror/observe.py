@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from dmsoft.dm.device import devices
+from dmsoft.dm.failures import SuspendedError
 from dmsoft.dm.targets import EraStatus
 from dmsoft.era.blocks import BlockSet
 from dmsoft.errors import BusyError, DmsoftError, MetadataError, NotFoundError, NotRootError
@@ -166,13 +167,17 @@ class _Observer:
         )  # fmt: skip
 
     def _era(self, alerts: list[Alert]) -> tuple[EraView, int | None]:
-        block_bytes = self.running.block_bytes
+        running, block_bytes = self.running, self.running.block_bytes
         try:
             if not self.active:
-                with self.running.era_reader() as reader:
+                with running.era_reader() as reader:
                     current = None if reader.is_zero() else reader.superblock().current_era
                 return EraView(current, block_bytes), current
-            status = self.running.era_status(lock_timeout=_LOCK_SECONDS)
+            status = running.era_status(lock_timeout=_LOCK_SECONDS)
+        except SuspendedError:
+            # The lock is free, so whoever suspended it is gone.
+            alerts.append(Alert("left-suspended", f"All I/O to {running.names.name} waits; `dmsoft start` resumes it."))
+            return EraView(block_bytes=block_bytes), None
         except BusyError:
             return EraView(block_bytes=block_bytes), None
         except MetadataError as err:

@@ -17,14 +17,16 @@ from dmsoft.member.gate import open_exclusive
 from dmsoft.member.payload import MemberRecord, Tracker
 from dmsoft.mirror import attach, job, locate, lower, registry, tracker
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards
+from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node, new_uuid
-from dmsoft.mirror.plan import Wanted, base, bottom_up, leg
+from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, lower_linear
 from dmsoft.mirror.running import Running, flush, is_active, metadata_place, node_path
 from dmsoft.units import SECTOR
 
 _METADATA_BLOCK = 4096
 _UDEV_SECONDS = 5.0
+_KERNEL_SECONDS = 30.0
 
 
 class Started(msgspec.Struct, frozen=True):
@@ -64,6 +66,8 @@ def start(name: str) -> Started:
 def started(running: Running) -> Started:
     """`start` for a caller that holds the operation lock."""
     already = is_active(running.names)
+    if already:
+        _resume_left(running)
     doubt = None if already else _bring_up(running)
     if not running.payload.tracker.formatted:  # a start that was killed came no further than the kernel
         _hold_era(running, running.era_status().era)
@@ -80,6 +84,14 @@ def started(running: Running) -> Started:
             problems.append((record.label, err.message))
     registry.register(running.payload)
     return Started(running.names.name, running.names.top.path, already, doubt, tuple(missing), tuple(problems))
+
+
+def _resume_left(running: Running) -> None:
+    """A command held the mirror still, and both it and its guard died."""
+    names = running.names
+    with locked(names.mirror_uuid, "kernel", timeout=_KERNEL_SECONDS, name=names.name):
+        top, fallback = device(names.top, inner=False), lower_linear(running.assembly.primary).table
+        resume_left(top, device(names.lower), fallback)
 
 
 def _bring_up(running: Running) -> str | None:

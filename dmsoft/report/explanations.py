@@ -38,6 +38,10 @@ _ALERTS = {
         "A secondary was written on its own since it left the mirror.\n\nNothing is copied until you choose. To keep"
         " the primary's side: save from the secondary what you need, remove it from the mirror and add it again."
     ),
+    "left-suspended": (
+        "All I/O to a mirror waits, and nobody is there to let it go on.\n\nA dmsoft command held the mirror still, and"
+        " it died together with the process that stands by for that. `dmsoft start NAME` resumes it; nothing is lost."
+    ),
     "tracking-failed": (
         "The kernel reports an error in the record of which blocks were written.\n\nWrites to blocks that were not"
         " written lately may fail from now on. Stop the mirror and start it again: tracking begins anew, and the next"

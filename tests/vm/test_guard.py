@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is suspended is resumed, whatever becomes of the process that suspended it."""
 
+import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from dmsoft.units import MIB
-from tests.vm.rig import NAME, Rig, ok, ours, suspended, table, wait_until
+from tests.vm.rig import NAME, Rig, ok, ours, refused, suspended, table, wait_until
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -63,6 +65,24 @@ def test_a_killed_owner_leaves_nothing_suspended(rig: Rig, what: str) -> None:
     # The promise is one second; an emulated CPU that others use as well gets more, a guard that waits for 600 s none.
     assert time.monotonic() - killed < 10
     process.wait()
+    rig.write(3)
+    rig.resync()
+    rig.equal()
+
+
+def test_start_resumes_what_owner_and_guard_left(rig: Rig) -> None:
+    """Both are dead. Nothing asks the suspended top anything, which would hang for good."""
+    small(rig)
+    process = start("both", 600)
+    (guard,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[:1]
+    os.kill(int(guard), signal.SIGKILL)
+    process.kill()
+    process.wait()
+    assert sorted(suspended()) == [NAME, f"{NAME}-lower"]
+    assert [alert["code"] for alert in rig.status(code=9)["alerts"]] == ["left-suspended"]
+    assert "suspended" in refused(10, "resync", NAME)
+    assert ok("start", NAME, "--json").json["already"] is True
+    assert not suspended() and rig.status()["alerts"] == []
     rig.write(3)
     rig.resync()
     rig.equal()
