@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What tracking costs: writes to a mirror beside the same writes to the bare primary, for several block sizes, in a VM.
+
+A barrier comes first. Then the first write to each block costs a commit of the metadata, which a mirror meets once in
+each interval: the warm-up is what follows a barrier, the run itself what the rest of an interval is like. Before and
+after each mirror the bare device gets the same load, and the mirror is held against the mean of both.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from dmsoft.mirror.create import DEFAULT_BLOCK_BYTES
+from dmsoft.units import KIB, MIB, format_size
+from tests.bench.rows import Row
+from tests.harness import vm
+
+# Times, so at least 0.90 of the bare device's rate.
+_BAR = 1 / 0.90
+_SIZES = (64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB)
+_LOADS = ("random-1", "random-16", "sequential")
+_DISK = 1400 * MIB
+
+
+def measure(arguments: list[str]) -> Iterator[Row]:
+    """Rows for each load, place of the metadata and block size; ``ours`` and ``reference`` are ms a request."""
+    parser = argparse.ArgumentParser(prog="dev bench write")
+    parser.add_argument("--seconds", type=int, default=60, help="of each run (default %(default)s)")
+    parser.add_argument("--warm-up", type=int, default=10, help="seconds before it (default %(default)s)")
+    parser.add_argument("--sizes", default=",".join(map(str, _SIZES)), help="bytes of a block (default %(default)s)")
+    parser.add_argument("--loads", default=",".join(_LOADS), help="default %(default)s")
+    parser.add_argument("--places", default="primary,separate", help="of the metadata (default %(default)s)")
+    options = parser.parse_args(arguments)
+    cases = [len(words.split(",")) for words in (options.sizes, options.loads, options.places)]
+    seconds = 2 * cases[0] * cases[1] * cases[2] * (options.seconds + options.warm_up + 15)
+    disks = (vm.Disk("primary", size=_DISK), vm.Disk("secondary", size=_DISK), vm.Disk("metadata", size=256 * MIB))
+    settings = vm.Options(disks, memory=1536, cpus=min(2, os.cpu_count() or 1), timeout=900 + 2 * seconds)
+    command = ["python", "-m", "tests.bench.write_guest", str(options.seconds), str(options.warm_up)]
+    command += [options.sizes, options.loads, options.places]
+    for figures in _guest(command, settings):
+        yield from _rows(figures)
+
+
+def _guest(command: list[str], settings: vm.Options) -> list[dict[str, Any]]:
+    """The JSON lines of a command in a VM, with a dot on standard error for each as it comes."""
+    text = bytearray()
+
+    def take(data: bytes) -> None:
+        text.extend(data)
+        os.write(2, b"." * data.count(b"\n"))
+
+    result = vm.stream(command, settings, take, lambda data: os.write(2, data))
+    os.write(2, b"\n")
+    if result.status:
+        raise RuntimeError(f"the VM's part did not end well: {result.message}")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _rows(found: dict[str, Any]) -> Iterator[Row]:
+    case = f"{format_size(found['block_bytes']).replace(' ', '')} {found['place']}"
+    bar = _BAR if found["block_bytes"] == DEFAULT_BLOCK_BYTES and found["place"] == "primary" else None
+    load = found["load"]
+    yield Row(case, f"{load}: ms a request", found["ms"], found["bare_ms"], "the bare primary", bar)
+    yield Row(case, f"{load}: after a barrier", found["first_ms"], found["bare_first_ms"], "the bare primary")
+    yield Row(case, f"{load}: MiB to copy", found["stale"] / MIB, found["written"] / MIB, "MiB written, repeats too")
