@@ -117,7 +117,9 @@ def _raid_words(words: Iterator[str]) -> tuple[list[Sync], dict[str, int], dict[
             case "sync" | "nosync" if not flags:
                 flags.append(word)
             case "rebuild" | "write_mostly":
-                many[word].append(whole(next(words, "")))
+                position = next(words, "")
+                if position != "-1":  # shown for a leg that md has dropped, which has no position any more
+                    many[word].append(whole(position))
             case "max_write_behind" | "region_size" if word not in single:
                 single[word] = whole(next(words, ""))
             case _:

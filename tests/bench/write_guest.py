@@ -52,10 +52,11 @@ def mirrored(size: int, place: str, load: str, seconds: int, warm_up: int) -> tu
     dmsoft("create", _NAME, "--primary", str(_PRIMARY), "--secondary", f"s={_SECONDARY}",
            "--block-size", str(size), "--yes", *words)  # fmt: skip
     running = Running.of(locate.assemble(_NAME))
+    top = Path(running.names.top.path)
     with running.era_reader() as reader:
         with guard_of(running, coupled=False) as guard, barrier(running.names, guard, freeze=False):
             era = reader.superblock().current_era + 1
-        first, then = fio(running.names.top.path, load, warm_up), fio(running.names.top.path, load, seconds)
+        first, then = fio(top, load, warm_up), fio(top, load, seconds)
         stale = reader.written_since(era).blocks.count() * size
     dmsoft("destroy", _NAME, "--yes")
     return first, then, stale

@@ -196,6 +196,15 @@ def test_the_kernel_shows_half_the_write_behind_and_keeps_rebuild() -> None:
     assert not RAID.shows_as(Linear("254:2", Sectors(0)))
 
 
+def test_a_dropped_leg_has_no_position_any_more() -> None:
+    """As 6.1 shows it once md has let go of a write-mostly leg that failed."""
+    shown = parse_target(
+        "raid", "raid1 8 0 nosync write_mostly -1 max_write_behind 256 region_size 8192 2 253:4 253:2 253:5 253:6"
+    )
+    assert isinstance(shown, Raid1)
+    assert (shown.write_mostly, [leg.data for leg in shown.legs]) == ((), ["253:2", "253:6"])
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
