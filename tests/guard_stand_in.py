@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard's loop over this process's real standard input and output, with stand-ins for its two devices.
 
-The one argument is JSON: which devices are ``suspended``, and how often a step of each ``fails`` before it works. What
+The one argument is JSON: which devices are ``suspended``, how often a step of each ``fails`` before it works, and the
+file that is the mirror's kernel ``lock``, if there is one. What
 is done to them goes to standard error, a line each. What a kernel would do is not the question here: when the guard
 acts, in which order, and that it does not give up, is.
 """
 
 import json
+import os
 import sys
 from dataclasses import dataclass, field
 
@@ -72,7 +74,8 @@ def main() -> None:
         StandIn(name, name in asked["suspended"], asked.get("fails", {}).get(name, {})) for name in ("top", "lower")
     )
     guard._WATCH_SECONDS = 0.3
-    guard._keep(top, lower, FALLBACK, StandInHelper())  # type: ignore[arg-type]
+    lock = os.open(asked["lock"], os.O_RDWR) if "lock" in asked else None
+    guard._keep(guard.Rescue(top, lower, FALLBACK, StandInHelper(), lock))  # type: ignore[arg-type]
     say("end")
 
 

@@ -42,7 +42,6 @@ class Attachment:
 @contextlib.contextmanager
 def prepared(running: Running, labels: Sequence[str]) -> Iterator[Attachment]:
     """Prepare to attach ``labels``, detached by now; what the block does not swap in is taken down again."""
-    require_targets(["raid", *(_targets(running, labels))])
     names = running.names
     slot_set = _free_slot_set(running)
     wanted = raid(running.assembly.primary, labels, slot_set)
@@ -162,13 +161,15 @@ def _check_block_size(number: str, block_bytes: int, label: str, *, coupled: boo
         )
 
 
-def check_kernel() -> None:
-    """Refuse a kernel that lacks dm-raid or whose raid1 loses write-behind writes; raises `KernelError`.
+def check_kernel(running: Running, labels: Sequence[str]) -> None:
+    """Refuse a kernel that lacks what these secondaries need or whose raid1 loses write-behind writes.
+
+    Before anything is taken apart. Raises `KernelError`.
 
     From 6.14 to 6.16 the behind writes of a write-mostly leg were sent as reads; "md/raid1: fix data lost for
     writemostly rdev" mended that.
     """
-    require_targets(["raid"])
+    require_targets(["raid", *_targets(running, labels)])
     release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
     if (6, 14) <= release <= (6, 16):
         raise KernelError(

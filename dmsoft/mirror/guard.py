@@ -28,6 +28,7 @@ from dmsoft.dm.device import Device
 from dmsoft.dm.helper import Helper, Operation, isolate
 from dmsoft.dm.targets import Table
 from dmsoft.errors import DeviceError, DmsoftError
+from dmsoft.mirror.lock import opened, tried
 from dmsoft.run import CommandError, run
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Guard:
     and still armed at its end. ``fallback`` is the plain linear table of the lower; ``coupled`` says whether the lower
     may be swapped, which takes helpers of its own. Enter it while nothing is suspended."""
 
+    mirror_uuid: str
     top: Device
     lower: Device
     fallback: Table
@@ -153,10 +155,11 @@ def resume_left(top: Device, lower: Device, fallback: Table) -> bool:
         return False
     helper = Helper([lower])
     try:
-        _rescue(top, lower, fallback, helper, watch=False, seconds=_RESUME_SECONDS)
+        rescue = Rescue(top, lower, fallback, helper)
+        rescue.now(_RESUME_SECONDS)
     finally:
         helper.close()
-    if _is_suspended(top) or _is_suspended(lower):
+    if rescue.needed():
         raise DeviceError(f"{top.name} stands still and cannot be resumed.", hint="The kernel log (dmesg) says why.")
     return True
 
@@ -183,23 +186,24 @@ def _serve(guard: Guard, commands: int, answers: int) -> Never:
         for fd in {commands, answers} - {0, 1}:
             os.close(fd)
         helper = Helper([guard.lower]) if guard.coupled else None
+        lock = opened(guard.mirror_uuid, "kernel")
         with memory.locked():
             # Every page that the way out needs is touched once, here.
             guard.top.info(), guard.lower.info(), time.monotonic(), str(guard.fallback[0])
             os.write(1, b"ready\n")
-            _keep(guard.top, guard.lower, guard.fallback, helper)
+            _keep(Rescue(guard.top, guard.lower, guard.fallback, helper, lock))
     finally:
         os._exit(0)
 
 
-def _keep(top: Device, lower: Device, fallback: Table, helper: Helper | None) -> None:
+def _keep(rescue: "Rescue") -> None:
     armed, deadline, pending = False, None, b""
     while True:
         wait = None if deadline is None else max(0.0, deadline - time.monotonic())
         ready, _, _ = select.select([0], [], [], wait)
         data = os.read(0, 4096) if ready else b""
         if (ready and not data) or not ready:
-            if armed and _rescue(top, lower, fallback, helper, watch=bool(ready)):
+            if armed and (rescue.of_the_dead() if ready else rescue.now()):
                 with contextlib.suppress(OSError):
                     os.write(1, b"tripped\n")
             if ready:
@@ -213,29 +217,59 @@ def _keep(top: Device, lower: Device, fallback: Table, helper: Helper | None) ->
             deadline = time.monotonic() + float(value) if word == b"deadline" else None
 
 
-def _rescue(
-    top: Device, lower: Device, fallback: Table, helper: Helper | None, *, watch: bool,
-    seconds: float = _RESCUE_SECONDS,
-) -> bool:  # fmt: skip
-    """Resume whatever of the two is suspended, bottom up, and again for ``seconds`` if that fails: nobody else will.
-    With ``watch`` keep looking a while, since a dying caller's suspend may still be on its way through the kernel.
-    Returns whether anything had to be resumed."""
-    start, pause, acted = time.monotonic(), _POLL_SECONDS, False
-    while True:
-        if _is_suspended(lower):
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """Resumes whatever of two devices is suspended, bottom up, and tries again if that fails: nobody else will.
+
+    ``lock`` is an open file of the kernel lock, which the caller of `now` does not hold.
+    """
+
+    top: Device
+    lower: Device
+    fallback: Table
+    helper: Helper | None
+    lock: int | None = None
+
+    def now(self, seconds: float = _RESCUE_SECONDS) -> bool:
+        """At once, and for so long if need be; returns whether anything had to be resumed."""
+        start, pause, acted = time.monotonic(), _POLL_SECONDS, False
+        while self.needed():
             acted = True
+            self._try()
+            if time.monotonic() - start >= seconds:
+                break
+            time.sleep(pause if self.needed() else 0)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+        return acted
+
+    def of_the_dead(self) -> bool:
+        """What a dead caller left, and for a while what its last suspend, still on its way through the kernel, may
+        leave. What another command holds still meanwhile, under the lock, has a guard of its own."""
+        start, acted = time.monotonic(), False
+        while True:
+            with self._free() as free:
+                acted |= free and self.now()
+            if time.monotonic() - start >= _WATCH_SECONDS:
+                return acted
+            time.sleep(_POLL_SECONDS)
+
+    def needed(self) -> bool:
+        return _is_suspended(self.lower) or _is_suspended(self.top)
+
+    def _free(self) -> contextlib.AbstractContextManager[bool]:
+        return contextlib.nullcontext(True) if self.lock is None else tried(self.lock)
+
+    def _try(self) -> None:
+        if _is_suspended(self.lower):
             with contextlib.suppress(DmsoftError, ValueError):
-                lower.load(fallback)
-                lower.resume(wait=False) if helper is None else resume_watched(helper, lower)
-        if _is_suspended(top):
-            acted = True
+                self.lower.load(self.fallback)
+                if self.helper is None:
+                    self.lower.resume(wait=False)
+                else:
+                    resume_watched(self.helper, self.lower)
+        if _is_suspended(self.top):
             with contextlib.suppress(DmsoftError):
-                top.resume(wait=False)
-        age, left = time.monotonic() - start, _is_suspended(lower) or _is_suspended(top)
-        if age >= seconds or (not left and age >= (_WATCH_SECONDS if watch else 0)):
-            return acted
-        time.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE) if left else _POLL_SECONDS
+                self.top.resume(wait=False)
 
 
 def _is_suspended(device: Device) -> bool:

@@ -106,7 +106,7 @@ def gate(running: Running, record: MemberRecord) -> Iterator[tuple[GatedDevice, 
     label, names = record.label, running.names
     problem = running.assembly.problems.get(label)
     if problem is not None:
-        raise DeviceError(f"The secondary {label} cannot be used: {problem}")
+        raise problem
     placed = running.assembly.secondaries.get(label)
     if placed is None:
         raise NotFoundError(f"The secondary {label} of {names.name} is not here.", hint="Plug it in and try again.")

@@ -89,7 +89,11 @@ class Census:
         claims = [m for m in self.members if m.payload.member_uuid == member_uuid]
         signed = [m for m in claims if m.verified or not key_required]
         if claims and not signed:
-            raise UnsignedError(f"The header on {claims[0].device.path} is not signed with this host's key.")
+            path = claims[0].device.path
+            raise UnsignedError(
+                f"The header on {path} is not signed with this host's key.",
+                hint=f"Nothing is copied onto it; look at it with `dmsoft examine {path}`.",
+            )
         verdicts = [(m, matches(recorded, identity_of(m.device))) for m in signed]
         same = [m for m, differs in verdicts if differs is None]
         if len(same) > 1:
@@ -100,7 +104,10 @@ class Census:
             )
         if verdicts and not same:
             device, differs = verdicts[0][0].device, verdicts[0][1]
-            raise WrongDeviceError(f"{device.path} is not the device that was recorded: {differs}")
+            raise WrongDeviceError(
+                f"{device.path} is not the device that was recorded: {differs}",
+                hint="Use the original disk, or remove that secondary and add this one anew.",
+            )
         return same[0] if same else None
 
     def broken_at(self, recorded: Identity) -> tuple[str, str] | None:
@@ -152,7 +159,7 @@ def _candidate(device: BlockDevice, by_name: dict[str, BlockDevice]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A mirror's members as found: the primary, and whatever else of it is here. ``problems`` by label says why a
+    """A mirror's members as found: the primary, and whatever else of it is here. ``problems`` by label: why a
     device that is here cannot be used; ``doubt`` why the primary's header is not to be believed about its data."""
 
     primary: Placed[Primary]
@@ -162,7 +169,7 @@ class Assembly:
     secondaries: dict[str, Placed[Secondary]]
     caches: dict[str, Placed[Cache]]
     devices: dict[str, BlockDevice]
-    problems: dict[str, str]
+    problems: dict[str, DmsoftError]
     doubt: str | None = None
 
 
@@ -206,7 +213,7 @@ def assemble(name: str, seen: Census | None = None) -> Assembly:
     if not isinstance(payload, Primary):
         raise NotFoundError(f"There is no mirror named {name}.")
     key = _authentic(member)
-    problems: dict[str, str] = {}
+    problems: dict[str, DmsoftError] = {}
     secondaries: dict[str, Placed[Secondary]] = {}
     caches: dict[str, Placed[Cache]] = {}
     devices: dict[str, BlockDevice] = {}
@@ -222,9 +229,12 @@ def assemble(name: str, seen: Census | None = None) -> Assembly:
                     caches[record.label] = Placed(cache.payload, cache.number)
             bad = seen.broken_at(record.identity) if found is None else None
             if bad is not None:
-                problems[record.label] = f"The header on {bad[0]} cannot be used: {bad[1]}"
+                problems[record.label] = HeaderBadError(
+                    f"The header of {record.label} on {bad[0]} cannot be used: {bad[1]}",
+                    hint=f"Nothing is written to it; look at it with `dmsoft examine {bad[0]}`.",
+                )
         except RefusedError as err:
-            problems[record.label] = err.message
+            problems[record.label] = err
     return Assembly(
         Placed(payload, member.number), member.device, key, _metadata(seen, payload),
         secondaries, caches, devices, problems, member.doubt,

@@ -26,7 +26,7 @@ Kind = Literal["operation", "kernel"]
 @contextlib.contextmanager
 def locked(mirror_uuid: str, kind: Kind, *, timeout: float = 0, name: str | None = None) -> Iterator[None]:
     """Hold the mirror's lock of that kind; raises `BusyError` naming the holder after ``timeout`` seconds."""
-    fd = _open(mirror_uuid, kind)
+    fd = opened(mirror_uuid, kind)
     try:
         deadline = time.monotonic() + timeout
         while not _try(fd):
@@ -43,7 +43,19 @@ def locked(mirror_uuid: str, kind: Kind, *, timeout: float = 0, name: str | None
         os.close(fd)
 
 
-def _open(mirror_uuid: str, kind: Kind) -> int:
+@contextlib.contextmanager
+def tried(fd: int) -> Iterator[bool]:
+    """Hold the lock of an `opened` file for the block, if nobody else holds it; yields whether that is so."""
+    held = _try(fd)
+    try:
+        yield held
+    finally:
+        if held:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def opened(mirror_uuid: str, kind: Kind) -> int:
+    """A descriptor of the lock's file, not locked: for who cannot open files when it is needed."""
     RUN_DIR.mkdir(mode=0o755, exist_ok=True)
     return os.open(RUN_DIR / f"{mirror_uuid}.{kind}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 

@@ -273,7 +273,7 @@ class _Observer:
     def _absent(self, record: MemberRecord) -> tuple[State, str | None]:
         problem = self.running.assembly.problems.get(record.label)
         if problem is not None:
-            return "failed", problem.rstrip(".")
+            return "failed", problem.message.rstrip(".")
         if any(os.path.exists(f"/dev/disk/by-id/{name}") for name in record.identity.by_id):
             return "failed", "its disk is here, but its header cannot be read"
         return ("away", None) if record.away_since is not None else ("missing", "its disk is not here")

@@ -196,7 +196,8 @@ def guard_of(running: Running, *, coupled: bool) -> Guard:
     """A guard for the mirror's top and lower, not started yet; ``coupled`` if the lower may be swapped."""
     names = running.names
     lower = Device(names.lower.name, names.lower.uuid, inner=True)
-    return Guard(device(names.top), lower, lower_linear(running.assembly.primary).table, coupled)
+    fallback = lower_linear(running.assembly.primary).table
+    return Guard(names.mirror_uuid, device(names.top), lower, fallback, coupled)
 
 
 def metadata_place(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> tuple[str, Region]:

@@ -71,7 +71,7 @@ def started(running: Running) -> Started:
     doubt = None if already else _bring_up(running)
     if not running.payload.tracker.formatted:  # a start that was killed came no further than the kernel
         _hold_era(running, running.era_status().era)
-    missing, problems = [], list(running.assembly.problems.items())
+    missing, problems = [], [(label, err.message) for label, err in running.assembly.problems.items()]
     for record in running.payload.members:
         if record.label in running.assembly.problems:
             continue

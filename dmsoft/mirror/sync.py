@@ -78,7 +78,7 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
             coupled = [record.label for record in records if record.mode == "write-behind"]
             guard = stack.enter_context(guard_of(running, coupled=bool(coupled)))
             if coupled:
-                attach.check_kernel()
+                attach.check_kernel(running, coupled)
                 attach.detach(running, coupled, guard)
         jobs, errors = _open(running, records, stack, strict=bool(wanted.labels), dry_run=wanted.dry_run)
         progress = stack.enter_context(Progress(uuid, reporter))
@@ -93,7 +93,7 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
 
 
 def _chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
-    """The records meant: those named, else those that are here. Raises `NotFoundError`."""
+    """The records meant: those named, else those that are here. Raises `NotFoundError`, or why none can be used."""
     known = {record.label: record for record in running.payload.members}
     for label in labels:
         if label not in known:
@@ -104,6 +104,8 @@ def _chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
     if labels:
         return [known[label] for label in dict.fromkeys(labels)]
     here = [record for label, record in known.items() if label in running.assembly.secondaries]
+    if not here and running.assembly.problems:
+        raise next(iter(running.assembly.problems.values()))
     if not here:
         raise NotFoundError(f"No secondary of {running.names.name} is here.", hint="Plug one in and try again.")
     return here

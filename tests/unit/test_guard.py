@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard's protocol over real pipes: when it acts, in which order, and that it does not give up."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -18,9 +19,10 @@ Process = subprocess.Popen[bytes]
 
 
 @contextmanager
-def keeping(suspended: list[str], **fails: dict[str, int]) -> Iterator[Process]:
+def keeping(suspended: list[str], lock: Path | None = None, **fails: dict[str, int]) -> Iterator[Process]:
     """The loop in a process of its own, its pipes in our hands."""
-    argv = [sys.executable, "-m", "tests.guard_stand_in", json.dumps({"suspended": suspended, "fails": fails})]
+    asked = {"suspended": suspended, "fails": fails} | ({"lock": str(lock)} if lock else {})
+    argv = [sys.executable, "-m", "tests.guard_stand_in", json.dumps(asked)]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, bufsize=0) as process:
         try:
@@ -52,6 +54,29 @@ def test_only_the_top_is_suspended_in_most_barriers() -> None:
     with keeping(["top"]) as process:
         tell(process, "arm\n")
         assert end(process) == (["resume top"], b"tripped\n")
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_dead_callers_guard_leaves_the_next_command_alone(held: bool, tmp_path: Path) -> None:
+    """It watches for a while; what is suspended under the lock meanwhile is suspended on purpose."""
+    lock = tmp_path / "lock"
+    lock.touch()
+    with lock.open() as file, keeping(BOTH, lock) as process:
+        if held:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        tell(process, "arm\n")
+        assert end(process) == (([], b"") if held else (IN_ORDER, b"tripped\n"))
+
+
+def test_a_hung_caller_is_overtaken_although_it_holds_the_lock(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    lock.touch()
+    with lock.open() as file, keeping(BOTH, lock) as process:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        tell(process, "arm\ndeadline 0.05\n")
+        assert process.stdout is not None
+        assert process.stdout.read(8) == b"tripped\n"
+        assert end(process)[0] == IN_ORDER
 
 
 @pytest.mark.parametrize("said", ["", "arm\ndisarm\n", "arm\ndeadline 60\ndisarm\n", "arm", "disarm\n"])

@@ -241,8 +241,8 @@ def test_names_and_members_that_are_taken(loops: Loops, rig: Rig) -> None:
         # A member stays one, whatever it is asked for, running or not.
         for words in (create(free, one), create(primary, two), create(free, two, options=("--metadata", one))):
             refused(4, words[0], "second", *words[2:], "--force")
-        assert "secondary of the mirror" in refused(4, "add", NAME, f"again={one}", "--yes", "--force")
-        refused(4, "add", NAME, f"again={primary}", "--yes", "--force")
+        for path in (one, primary):
+            assert "held by" in refused(4, "add", NAME, f"again={path}", "--yes", "--force")
         assert "already has" in refused(2, "add", NAME, f"one={two}", "--yes")
         refused(4, "add", NAME, f"small={free}", "--yes", "--journal-size", "20M")
         refused(5, "stale", NAME, "nobody")
@@ -297,7 +297,8 @@ def _damage(path: str, copy: int) -> None:
 
 
 def test_two_bad_header_copies_are_refused(rig: Rig, loops: Loops) -> None:
-    primary, one, two = loops(), loops(), loops()
+    # By its names under /dev/disk/by-id a disk is known that has lost its header; a loop device has none.
+    primary, one, two = rig.cut("p0", SIZE), rig.cut("s0", SIZE), loops()
     rig.create(primary=primary, one=one, two=two)
     rig.resync("two")
     for copy in (0, 1):
@@ -345,7 +346,7 @@ def test_a_header_that_nobody_here_signed(rig: Rig, loops: Loops) -> None:
                 assert rig.states(code=9) == {"one": "failed"}
             with nothing_written(path):
                 ran = dmsoft(verb, NAME)
-                assert ran.code in (4, 5) and "sign" in ran.err, ran
+                assert ran.code == 4 and "sign" in ran.err, ran
             ok("stop", NAME)
         write(path, 0, good)
     ok("start", NAME)
