@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from dmsoft.mirror import sample
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.running import Running
@@ -74,8 +75,10 @@ def test_a_resync_after_a_power_cut_ends_equal(rig: Rig, primary: LoggedDisk, mo
 def test_without_the_flush_the_secondary_keeps_what_the_primary_lost(
     rig: Rig, primary: LoggedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rig can see it: this is the test above with the care taken away."""
+    """The rig can see it: this is the test above with the care taken away, and with it the sample that every start
+    compares, which on so small a disk finds the difference more often than not."""
     monkeypatch.setattr(Running, "flush_primary", lambda _: None)
+    monkeypatch.setattr(sample, "differing", lambda *_, **__: None)
     cut_after_promise(rig, primary, monkeypatch)
     assert rig.differing("one") == {WRITTEN}
     ok("stop", NAME)
