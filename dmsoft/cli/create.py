@@ -5,6 +5,7 @@ import click
 
 from dmsoft.cli.options import (
     SizeType,
+    allow_discards_option,
     confirm,
     dry_run_option,
     force_option,
@@ -35,6 +36,7 @@ from dmsoft.units import format_size
 )
 @click.option("--metadata", metavar="DEV", help="Keep the era metadata on this (fast) device instead of the primary.")
 @journal_option
+@allow_discards_option
 @force_option
 @dry_run_option
 @yes_option

@@ -148,7 +148,6 @@ class Primary(Payload, frozen=True, tag="primary"):
     generation: Annotated[tuple[Uuid, ...], Meta(min_length=1, max_length=256)]
     members: Annotated[tuple[MemberRecord, ...], Meta(max_length=MAX_SECONDARIES)] = ()
     metadata: MetadataRecord | None = None
-    allow_discards: bool = False
 
     def member(self, label: str) -> MemberRecord | None:
         return next((record for record in self.members if record.label == label), None)

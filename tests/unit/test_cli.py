@@ -114,6 +114,16 @@ def test_usage_errors(words: list[str], capsys: Capture) -> None:
     assert out == "" and error["code"] == "usage" and error["message"] and error["hint"]
 
 
+def test_discards_are_refused(capsys: Capture) -> None:
+    words = ["create", "m", "--primary", "/dev/null", "--secondary", "/dev/zero", "--allow-discards"]
+    for more, form in (([], "Hint: Leave --allow-discards out"), (["--json", "--yes"], '"code": "discards"')):
+        assert run([*words, *more]) == 2
+        out, err = capsys.readouterr()
+        assert out == "" and form in err and "only the first block" in err
+    assert run(["explain", "discards"]) == 0
+    assert "Exit status 2" in (said := capsys.readouterr().out) and "5.10 to 7.2" in said, said
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 @pytest.mark.parametrize("verb", VERBS)
 def test_not_root(verb: str) -> None:
