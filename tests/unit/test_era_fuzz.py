@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A short run of the fuzzer; ``python -m tests.fuzz.era`` is the long one."""
+"""A short run of the fuzzer, and a longer one; ``python -m tests.fuzz.era`` makes a million mutations."""
 
-import random
+import pytest
 
 from tests.fuzz.era import fuzz
 
-COUNT = 3000
 
-
-def test_mutated_metadata() -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    tally = fuzz(COUNT, seed)
-    print(tally)
-    assert tally.count == COUNT
-    # All four ends must occur, or the mutations miss what they are for.
+@pytest.mark.parametrize("count", [3000, pytest.param(100_000, marks=pytest.mark.slow)])
+def test_mutated_metadata(count: int, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
+    tally = fuzz(count, seed)
+    with capsys.disabled():
+        print(f"\nseed {seed}: {tally}", flush=True)
+    assert tally.count == count
+    # All of these ends must occur, or the mutations miss what they are for.
     assert min(tally.ends[end] for end in ("damaged era-metadata-bad", "sealed era-metadata-bad", "sealed read")) > 50
