@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``./dev test``: pytest on the host and in VMs, two runs at a time, one total.
 
-Without a PATH: the unit tests, the tests that crash VMs, all VM tests on kernel 6.1, and the tests marked ``smoke`` on
-6.12 and 7.2. What follows ``--`` goes to every pytest.
+Without a PATH: the unit tests, the tests that crash VMs (of 6.1, 5.10 and 6.18), all VM tests on kernel 6.1, and the
+tests marked ``smoke`` on 6.12 and 7.2. What follows ``--`` goes to every pytest.
 """
 
 import argparse
