@@ -17,9 +17,8 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
+from unittest import mock
 
-from dmsoft.era import reader as reader_module
 from dmsoft.era.errors import EraMetadataError
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import BusyError, MetadataError
@@ -58,17 +57,13 @@ def fuzz(count: int, seed: int) -> Tally:
     rng = random.Random(seed)
     tally = Tally()
     folder = "/dev/shm" if Path("/dev/shm").is_dir() else None  # noqa: S108 (a disk would be the bottleneck)
-    clock = reader_module.time
     # Nobody writes to these images: what looks torn stays so, and waiting for it is in vain.
-    reader_module.time = SimpleNamespace(sleep=lambda _: None)  # type: ignore[assignment]
-    try:
-        with tempfile.TemporaryDirectory(prefix="dmsoft-fuzz-", dir=folder) as name:
-            while tally.count < count:
-                with _Victim(random_image(rng), Path(name) / "metadata") as victim:
-                    for _ in range(min(_PER_IMAGE, count - tally.count)):
-                        _try_one(rng, victim, tally, f"seed {seed}, mutation {tally.count}")
-    finally:
-        reader_module.time = clock
+    awake = mock.patch("dmsoft.era.reader.time.sleep", lambda _: None)
+    with awake, tempfile.TemporaryDirectory(prefix="dmsoft-fuzz-", dir=folder) as name:
+        while tally.count < count:
+            with _Victim(random_image(rng), Path(name) / "metadata") as victim:
+                for _ in range(min(_PER_IMAGE, count - tally.count)):
+                    _try_one(rng, victim, tally, f"seed {seed}, mutation {tally.count}")
     return tally
 
 
@@ -125,8 +120,8 @@ def _try_one(rng: random.Random, victim: _Victim, tally: Tally, what: str) -> No
         blocks = victim.reader.written_since(era, snapshot=snapshot).blocks
     except (MetadataError, BusyError) as error:
         end = error.code
-        named = isinstance(error, EraMetadataError) and f"block {error.block}:" in str(error)
-        assert sealed or (named and damage.explains(error.block)), f"{what}: {error} for damage in {_places(damage)}"
+        named = error.block if isinstance(error, EraMetadataError) and f"block {error.block}:" in str(error) else -1
+        assert sealed or damage.explains(named), f"{what}: {error} for damage in {_places(damage)}"
     else:
         end = "read"
         found, wanted = bits_of(blocks), image.truth(era, snapshot)

@@ -50,7 +50,8 @@ class WrittenImage(Image):
         shuffle = rng if rng.random() < 0.3 else None
         writer = ImageWriter(_WRITTEN_BLOCKS, fanout=rng.choice([3, 4, 252]), shuffle=shuffle)
         blocks = [block.tobytes() for block in writer.write(model)]
-        super().__init__(blocks, writer.kinds, model.current_era, model.snapshot and model.snapshot.current_era)
+        snapshot_era = model.snapshot.current_era if model.snapshot else None
+        super().__init__(blocks, writer.kinds, model.current_era, snapshot_era)
         if model.snapshot:
             # A reading of a snapshot leaves its current writeset out.
             model.snapshot.current = None

@@ -13,16 +13,23 @@ _DONE = _SLOT - 512
 
 
 class Journal:
-    """Steps in slots of 4096 bytes, past every cache of the guest. The disk is zero where nothing was written."""
+    """Steps in slots of 4096 bytes, past every cache of the guest. The disk is zero where nothing was written.
+
+    The host may look into the file behind the disk when the guest is gone.
+    """
 
     def __init__(self, disk: Path) -> None:
-        self._fd = os.open(disk, os.O_RDWR | os.O_DIRECT | os.O_CLOEXEC)
+        direct = os.O_DIRECT if disk.is_block_device() else 0
+        self._fd = os.open(disk, os.O_RDWR | os.O_CLOEXEC | direct)
         self._memory = mmap.mmap(-1, _SLOT)
         # Each step, and whether it came to its end.
         self.entries: list[tuple[Step, bool]] = []
         while os.preadv(self._fd, [self._memory], len(self.entries) * _SLOT) == _SLOT and self._memory[0]:
             step = Step.from_json(self._memory[:_DONE].rstrip(b"\0").decode())
             self.entries.append((step, bool(self._memory[_DONE])))
+
+    def close(self) -> None:
+        os.close(self._fd)
 
     def begin(self, step: Step) -> None:
         self._memory[:] = step.to_json().encode().ljust(_SLOT, b"\0")

@@ -42,17 +42,11 @@ class Life:
         self._leave_out = ["crash", *os.environ.get("DMSOFT_LEAVE_OUT", "").split()]
 
     def begin(self) -> None:
-        """Check what is there after a crash, then start the device."""
+        """Look at what is there after a crash, then start the device."""
         if self.journal.entries:
-            pending = self.journal.replay(self.history)
-            with EraReader(self._metadata) as reader:
-                found = reader.superblock()
-            recovered = self.history.recover(pending, found.current_era, found.nr_blocks, bool(found.metadata_snap))
-            self._check_all()
-            print(
-                f"found era {found.current_era}; unfinished: {pending.to_json() if pending else 'nothing'}", flush=True
-            )
-            self.journal.begin(recovered)
+            pending, found = look(self.journal, self._metadata, self.history)
+            print(f"found era {found.era}; unfinished: {pending.to_json() if pending else 'nothing'}", flush=True)
+            self.journal.begin(found)
             self.journal.end()
             self.bed.blocks = self.history.blocks
         self._do(Step("start"))
@@ -90,8 +84,27 @@ class Life:
         self.journal.end()
 
     def _check_all(self) -> None:
-        newest = self.history.era
-        check(self._metadata, self.history, range(0, newest + 2, max(newest // 16, 1)))
+        check_all(self._metadata, self.history)
+
+
+def look(journal: Journal, metadata: Path, history: History) -> tuple[Step | None, Step]:
+    """Compare what a crash left with what ``journal`` tells of; ``history`` is new, and knows all of it afterwards.
+
+    Returns the step that the crash interrupted, if it did, and the one that says what was found.
+    """
+    pending = journal.replay(history)
+    with EraReader(metadata) as reader:
+        superblock = reader.superblock()
+    snapshot = bool(superblock.metadata_snap)
+    found = history.recover(pending, superblock.current_era, superblock.nr_blocks, snapshot)
+    check_all(metadata, history)
+    return pending, found
+
+
+def check_all(metadata: Path, history: History) -> None:
+    """The reader agrees with ``history`` from many eras on."""
+    newest = history.era
+    check(metadata, history, range(0, newest + 2, max(newest // 16, 1)))
 
 
 def soon(rng: random.Random, what: Callable[[], object]) -> None:
