@@ -18,7 +18,8 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from tests.era_image import ARRAY_SALT, BLOCK, NODE_SALT, SUPERBLOCK_SALT, Bits, ImageWriter, random_model, seal
 
-SALTS = (SUPERBLOCK_SALT, NODE_SALT, ARRAY_SALT)
+INDEX_SALT, BITMAP_SALT = 160478, 240779
+SALTS = (SUPERBLOCK_SALT, NODE_SALT, ARRAY_SALT, INDEX_SALT, BITMAP_SALT)
 KERNEL_IMAGES = sorted((Path(__file__).parent / "kernel").glob("*.xz"))
 _WRITTEN_BLOCKS = 256
 
@@ -29,7 +30,12 @@ def bits_of(blocks: BlockSet) -> Bits:
 
 
 class Image:
-    """``blocks`` of 4096 bytes; ``kinds`` has the checksum salt of those that hold something the reader may want."""
+    """``blocks`` of 4096 bytes; ``kinds`` has the checksum salt of those that hold something the reader may want.
+
+    ``space_map``: the blocks of that, where there is one.
+    """
+
+    space_map: frozenset[int] = frozenset()
 
     def __init__(self, blocks: list[bytes], kinds: dict[int, int], current_era: int, snapshot_era: int | None) -> None:
         self.blocks = blocks
@@ -73,6 +79,8 @@ class KernelImage(Image):
             file.flush()
             with EraReader(file.name) as reader:
                 visited = _watch(reader)
+                reader.check_space_map()
+                self.space_map = frozenset(visited - {0})
                 newest, snapshot = reader.superblock().current_era, reader.superblock().metadata_snap
                 old = reader.written_since(1, snapshot=True).superblock.current_era if snapshot else None
                 for era in range(newest + 2):

@@ -3,11 +3,11 @@
 
 import random
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from tests.era_image import ARRAY_SALT, BLOCK, NODE_SALT, SUPERBLOCK_SALT, seal
-from tests.fuzz.images import SALTS, Image
+from tests.fuzz.images import BITMAP_SALT, INDEX_SALT, SALTS, Image
 
 # 64-bit and 32-bit values that formats break on.
 _NASTY = (0, 1, 2, 3, 127, 201, 252, 253, 255, 509, 1018, 4096, 2**31 - 1, 2**31, 2**32 - 1, 2**63, 2**64 - 1)
@@ -18,7 +18,10 @@ _SUPERBLOCK += [(192 + 8 * n, 8) for n in range(4)]
 _NODE = [(4, 4), (8, 8), (16, 4), (20, 4), (24, 4), *((32 + 8 * n, 8) for n in range(4)), (2048, 8), (2056, 8)]
 _NODE += [(1640 + 12 * n, 4) for n in range(3)] + [(1644 + 12 * n, 8) for n in range(3)]
 _ARRAY = [(4, 4), (8, 4), (12, 4), (16, 8), (24, 4), (24, 8)]
-_FIELDS = {SUPERBLOCK_SALT: _SUPERBLOCK, NODE_SALT: _NODE, ARRAY_SALT: _ARRAY}
+_INDEX = [(8, 8), *((16 + 16 * n, 8) for n in range(3)), *((24 + 16 * n, 4) for n in range(3))]
+_FIELDS = {
+    SUPERBLOCK_SALT: _SUPERBLOCK, NODE_SALT: _NODE, ARRAY_SALT: _ARRAY, INDEX_SALT: _INDEX, BITMAP_SALT: [(8, 8)],
+}  # fmt: skip
 
 
 @dataclass
@@ -27,6 +30,13 @@ class Damage:
 
     changed: dict[int, bytes]
     end: int | None = None
+
+    def touches(self, image: Image, blocks: Iterable[int]) -> bool:
+        """Whether any of ``blocks`` is not what it was."""
+        gone = len(image.blocks) if self.end is None else self.end
+        return any(
+            block >= gone or self.changed.get(block, image.blocks[block]) != image.blocks[block] for block in blocks
+        )
 
     def explains(self, block: int) -> bool:
         """Whether a complaint about ``block`` is about this damage. A superblock tells of a device cut short."""
