@@ -37,7 +37,7 @@ from dmsoft.era.superblock import Superblock, WritesetRoot
 from dmsoft.units import align_up
 
 # Failures allowed for what is small, and for what can be read in smaller parts instead.
-_TRIES: Final = 64
+_TRIES: Final = 256
 _QUICK_TRIES: Final = 4
 # Array blocks of eras whose bits fill whole words of a set.
 _ERAS_UNIT: Final = 32

@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 
 from dmsoft.dm.device import require_targets
-from dmsoft.era.errors import EraAheadError
+from dmsoft.era.errors import EraAheadError, EraBusyError
 from dmsoft.era.reader import EraReader
 from tests.era_history import Step, Write
 from tests.vm.era_bed import ORIGIN_BYTES, LoopBed, Program, bits_of, sh
+
+READINGS = 60
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -135,22 +137,27 @@ def test_live_reads_under_load(bed: LoopBed, seed: int) -> None:
 
     writer = threading.Thread(target=write)
     writer.start()
-    reads, since, era = 0, 0, 1
+    reads, busy, since, era = 0, 0, 0, 1
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         with EraReader(bed.metadata) as reader:
-            while time.monotonic() < deadline:
+            while reads < READINGS and time.monotonic() < deadline:
                 if reads % 5 == 0:
                     with pause:
                         bed.device.message("checkpoint")
                         since, era = era, era + 1
                         closed, done[:] = done.copy(), False
                 wanted = closed | done
-                found = bits_of(reader.written_since(since).blocks)
+                try:
+                    found = bits_of(reader.written_since(since).blocks)
+                except EraBusyError:
+                    # Where the processor is emulated, a write may mark a block for each that is read.
+                    busy += 1
+                    continue
                 assert not (wanted & ~found).any(), f"after {reads} readings"
                 reads += 1
     finally:
         stop.set()
         writer.join()
-    print(f"{reads} readings, {era} eras")
-    assert reads > 20
+    print(f"{reads} readings, {busy} given up, {era} eras")
+    assert reads == READINGS
