@@ -17,7 +17,7 @@ from dmsoft.era.reader import EraReader
 from tests.era_history import Step, Write
 from tests.vm.era_bed import ORIGIN_BYTES, LoopBed, Program, bits_of, sh
 
-READINGS = 60
+READINGS = 25
 
 
 @pytest.fixture(scope="module", autouse=True)
