@@ -79,6 +79,18 @@ class EraReader:
 
         check_space_map(self._device, self.superblock().space_map)
 
+    def undigested(self) -> list[int]:
+        """Of each writeset that waits to be digested the number of bits, eldest first."""
+        from dmsoft.era.settle import Patience
+
+        def read() -> list[int]:
+            now = self.superblock()
+            limit = now.space_map.nr_blocks
+            found = self._btree.entries(now.writeset_tree_root, value_size=12, max_entries=limit, limit=limit)
+            return [int.from_bytes(bytes(value[:4]), "little") for value in found.values]
+
+        return Patience(self.superblock, _TORN_READS).keep_trying(read)
+
     @cached_property
     def _btree(self) -> "BtreeReader":
         from dmsoft.era.btree import BtreeReader

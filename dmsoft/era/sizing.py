@@ -32,15 +32,27 @@ def metadata_bytes(nr_blocks: int) -> int:
     if not 0 < nr_blocks <= MAX_DATA_BLOCKS:
         raise ValueError(f"dm-era cannot track {nr_blocks} blocks")
     array = tree_blocks(blocks_needed(nr_blocks, array_capacity(4)))
-    writeset = tree_blocks(blocks_needed(blocks_needed(nr_blocks, 64), array_capacity(8)))
-    wanted = _ARRAYS * array + _WRITESETS * writeset + MIB // BLOCK_BYTES
+    wanted = _ARRAYS * array + _WRITESETS * writeset_blocks(nr_blocks) + MIB // BLOCK_BYTES
     return max(min(wanted, MAX_METADATA_BLOCKS) * BLOCK_BYTES, 4 * MIB)
 
 
 def era_blocks(nr_blocks: int) -> int:
     """Metadata blocks that must be free for a new era to begin: its writeset, and copies of what its commits change."""
-    writeset = tree_blocks(blocks_needed(blocks_needed(nr_blocks, 64), array_capacity(8)))
-    return 2 * writeset + _COMMIT_BLOCKS
+    return 2 * writeset_blocks(nr_blocks) + _COMMIT_BLOCKS
+
+
+def writeset_blocks(nr_bits: int) -> int:
+    """Metadata blocks of a writeset over that many data blocks."""
+    return tree_blocks(blocks_needed(blocks_needed(nr_bits, 64), array_capacity(8)))
+
+
+def has_room(*, free: int, waiting: int, nr_blocks: int) -> bool:
+    """Whether a new era may begin, with ``free`` metadata blocks and ``waiting`` in writesets not yet digested.
+
+    Those become blocks of the array, in copies, before they are free again: more than a quarter of the room is too
+    many.
+    """
+    return free >= era_blocks(nr_blocks) and 4 * waiting <= free
 
 
 def tree_blocks(leaves: int) -> int:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dmsoft.era.layout import MAX_METADATA_BLOCKS
-from dmsoft.era.sizing import metadata_bytes, tree_blocks
+from dmsoft.era.sizing import era_blocks, has_room, metadata_bytes, tree_blocks, writeset_blocks
 from dmsoft.units import MIB
 from tests.era_image import ImageWriter
 
@@ -47,3 +47,16 @@ def test_never_more_than_the_kernel_uses() -> None:
 def test_too_many_or_none(nr_blocks: int) -> None:
     with pytest.raises(ValueError, match="dm-era"):
         metadata_bytes(nr_blocks)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "free", "may"), [(0, 68, True), (0, 67, False), (25, 100, True), (26, 100, False), (0, -1, False)]
+)
+def test_a_barrier_may_begin_an_era(waiting: int, free: int, may: bool) -> None:
+    """If there is room for it, and no more than a quarter of the room is what waits to be digested."""
+    assert era_blocks(100) == 68
+    assert has_room(free=free, waiting=waiting, nr_blocks=100) is may
+
+
+def test_a_writeset_is_its_bits_and_their_index() -> None:
+    assert [writeset_blocks(bits) for bits in (1, 32576, 32577, 1 << 24)] == [2, 2, 3, 516 + 5 + 1]
