@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard's loop over this process's real standard input and output, with stand-ins for its two devices.
 
-The one argument is JSON: which devices are ``suspended``, how often a step of each ``fails`` before it works, and the
-file that is the mirror's kernel ``lock``, if there is one. What
-is done to them goes to standard error, a line each. What a kernel would do is not the question here: when the guard
-acts, in which order, and that it does not give up, is.
+The one argument is JSON: which devices are ``suspended``, how often a step of each ``fails`` before it works, the file
+that is the mirror's kernel ``lock``, if there is one, and whether there is a ``way_out`` of a top that cannot be
+resumed. What is done to them goes to standard error, a line each. What a kernel would do is not the question here: when
+the guard acts, in which order, and that it does not give up, is.
 """
 
+import errno
 import json
 import os
 import sys
@@ -14,9 +15,9 @@ from dataclasses import dataclass, field
 
 from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Info
+from dmsoft.dm.failures import DmIoctlError
 from dmsoft.dm.helper import Operation
 from dmsoft.dm.targets import Linear, Table, single
-from dmsoft.errors import DeviceError
 from dmsoft.mirror import guard
 from dmsoft.units import Sectors
 
@@ -41,7 +42,7 @@ class StandIn:
         self.fails[what] = left - 1
         say(f"{what} {self.name}" + (" failed" if left > 0 else ""))
         if left > 0:
-            raise DeviceError(f"{what} {self.name}")
+            raise DmIoctlError(what, self.name, errno.EIO)
 
     def info(self) -> Info:
         return Info(self.name, "", 253, 0, self.suspended, True, False, 1, 0, False)
@@ -68,6 +69,22 @@ class StandInHelper:
         return True
 
 
+@dataclass
+class StandInWayOut:
+    """Fails as often as it is told, then resumes the top."""
+
+    top: StandIn
+    fails: int
+
+    def take(self) -> None:
+        self.fails -= 1
+        if self.fails >= 0:
+            say("way out failed")
+            raise DmIoctlError("write", "the header", errno.EIO)
+        say("way out")
+        self.top.suspended = False
+
+
 def main() -> None:
     asked = json.loads(sys.argv[1])
     top, lower = (
@@ -75,7 +92,8 @@ def main() -> None:
     )
     guard._WATCH_SECONDS = 0.3
     lock = os.open(asked["lock"], os.O_RDWR) if "lock" in asked else None
-    guard._keep(guard.Rescue(top, lower, FALLBACK, StandInHelper(), lock))  # type: ignore[arg-type]
+    way_out = StandInWayOut(top, asked["way_out"]) if asked.get("way_out") is not None else None
+    guard._keep(guard.Rescue(top, lower, FALLBACK, StandInHelper(), lock, way_out))  # type: ignore[arg-type]
     say("end")
 
 

@@ -69,4 +69,6 @@ def create(
         tables(made.tables)
     else:
         say(f"{made.device} is ready: {format_size(made.size_bytes)}, blocks of {format_size(made.block_bytes)}.")
+        if made.untracked:
+            say(f"Nothing is tracked: {made.untracked}.")
         say(f"Nothing is copied yet; make the first copy with: dmsoft resync {name}")

@@ -28,8 +28,10 @@ def start(name: str, dry_run: bool, as_json: bool) -> None:
         emit(done)
         return
     say(f"{done.device} was running already." if done.already else f"{done.device} is running.")
-    if done.doubt:
+    if done.doubt and not done.untracked:
         say(f"Tracking began anew, because {done.doubt}. Every secondary is unknown: the next resync compares it.")
+    if done.untracked:
+        say(f"Nothing is tracked: {done.untracked}.")
     for label in done.missing:
         say(f"{label} is not here.")
     for label, problem in done.problems:

@@ -87,12 +87,14 @@ class Tracker(Value, frozen=True):
     ``era_floor`` is the highest era that was ever seen durable: a lower one later means that the metadata went
     back. ``clean_digest`` is the SHA-256 of era metadata block 0 taken at the last clean stop; None while the
     mirror runs and after a crash. ``formatted`` False: ``create`` has not finished, so the kernel may format.
+    ``doubt``: why nothing is tracked, so that no incremental copy is possible before a new life begins.
     """
 
     id: Uuid
     formatted: bool = False
     era_floor: EraNumber = 0
     clean_digest: Digest | None = None
+    doubt: Reason | None = None
 
 
 class MemberRecord(Value, frozen=True):

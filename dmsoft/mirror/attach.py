@@ -43,7 +43,7 @@ class Attachment:
 def prepared(running: Running, labels: Sequence[str]) -> Iterator[Attachment]:
     """Prepare to attach ``labels``, detached by now; what the block does not swap in is taken down again."""
     names = running.names
-    slot_set = _free_slot_set(running)
+    slot_set = free_slot_set(running)
     wanted = raid(running.assembly.primary, labels, slot_set)
     parts, (top,) = wanted[:-1], wanted[-1:]
     attachment, made = Attachment(tuple(labels)), []
@@ -119,7 +119,7 @@ def _targets(running: Running, labels: Sequence[str]) -> list[str]:
     return sorted(kinds - {"direct"})
 
 
-def _free_slot_set(running: Running) -> int:
+def free_slot_set(running: Running) -> int:
     """A set of which no device stands: an old raid1 may still write to its own while it is destroyed."""
     for slot_set in (0, 1):
         nodes = [running.names.slot(slot_set * SLOTS_PER_SET + i) for i in range(SLOTS_PER_SET)]
@@ -165,11 +165,17 @@ def check_kernel(running: Running, labels: Sequence[str]) -> None:
     """Refuse a kernel that lacks what these secondaries need or whose raid1 loses write-behind writes.
 
     Before anything is taken apart. Raises `KernelError`.
+    """
+    require_targets(["raid", *_targets(running, labels)])
+    check_raid1()
+
+
+def check_raid1() -> None:
+    """Raise `KernelError` on a kernel whose raid1 is known to lose write-behind writes.
 
     From 6.14 to 6.16 the behind writes of a write-mostly leg were sent as reads; "md/raid1: fix data lost for
     writemostly rdev" mended that.
     """
-    require_targets(["raid", *_targets(running, labels)])
     release = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
     if (6, 14) <= release <= (6, 16):
         raise KernelError(

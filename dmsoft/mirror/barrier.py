@@ -20,9 +20,10 @@ from dmsoft.dm.device import Device
 from dmsoft.errors import DeviceError
 from dmsoft.inventory.usage import Usage
 from dmsoft.mirror.execute import device
-from dmsoft.mirror.guard import Guard, resume_watched
+from dmsoft.mirror.guard import Guard, resume_top, resume_watched
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names
+from dmsoft.mirror.wayout import TrackingLostError
 
 # From the suspend's return; a guard resumes at this age whatever its owner is doing.
 DEADLINE_SECONDS = 10.0
@@ -72,7 +73,8 @@ def barrier(
     """Suspend the top, run the block, resume the top; ``freeze`` also freezes the file system on it.
 
     The block must be short and must not fork or log. If it raises, the top is resumed and the exception goes on. Raises
-    `BarrierLostError` when the guard had to resume first. ``stall_seconds`` of the yielded barrier is final afterwards.
+    `BarrierLostError` when the guard had to resume first, and `TrackingLostError` when no new era could begin, so that
+    the mirror goes on without tracking. ``stall_seconds`` of the yielded barrier is final afterwards.
     """
     top, lower = device(names.top, inner=False), device(names.lower)
     state = Barrier(top, lower, guard)
@@ -91,6 +93,9 @@ def barrier(
             try:
                 _resume(state)
                 guard.disarm()  # not if the resume failed: then it is the guard's turn
+            except TrackingLostError:
+                guard.disarm()  # it is resumed, in another way
+                raise
             finally:
                 state.stall_seconds = time.monotonic() - start
                 gc.enable()
@@ -108,7 +113,7 @@ def _resume(state: Barrier) -> None:
                 state.lower.load(state.guard.fallback)
                 state.owes(resume_watched(state.guard.helper, state.lower))
     finally:
-        cookie = state.top.resume(wait=False)
+        cookie = resume_top(state.top, state.guard.way_out)
         if cookie is not None:
             state.owes(cookie)
 

@@ -9,6 +9,7 @@
 S moves only in `Job.promise`, and only to an era that a barrier began after which the primary was flushed.
 """
 
+import contextlib
 import datetime
 import functools
 import threading
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
-from dmsoft.errors import DeviceError, DmsoftError
+from dmsoft.errors import BusyError, DeviceError, DmsoftError
 from dmsoft.mirror import attach
 from dmsoft.mirror.attach import Attachment
 from dmsoft.mirror.barrier import Barrier, barrier
@@ -35,6 +36,7 @@ _MAX_PASSES = 12
 _MAX_FINALS = 5
 _MAX_STAGING_BYTES = 128 * MIB
 _FIRST_RATE = 32 * MIB  # bytes a second, until one was measured
+_LOOK_SECONDS = 5.0
 _UNREADABLE_HINT = "The secondaries keep their stale blocks. Look at the primary's health now."
 
 
@@ -56,7 +58,7 @@ class Run:
     running: Running
     jobs: list[Job]
     guard: Guard
-    reader: EraReader
+    era_reader: EraReader | None
     source: Side
     progress: Progress
     cancelled: threading.Event
@@ -65,6 +67,7 @@ class Run:
     stalls: list[float] = field(default_factory=list)
     rate: float = _FIRST_RATE
     converged: bool = True
+    _look_at: float = 0.0
 
     def run(self) -> None:
         """Everything from the first barrier on; failures of single secondaries end up in their jobs."""
@@ -76,6 +79,26 @@ class Run:
         raise DeviceError(
             "More is written just before each final barrier than fits it.", hint="Run it again when there is less load."
         )
+
+    def compare_untracked(self) -> None:
+        """One pass over everything, while nothing is tracked: what is written meanwhile may be missing afterwards, so
+        nothing is promised and the secondaries are no whole point in time."""
+        self.converged = False
+        self._copy_pass()
+        reason = self.running.payload.tracker.doubt or "nothing was tracked"
+        for job in self.alive:
+            self._try(job, functools.partial(job.copied_untracked, reason))
+        self.progress.note(
+            "Nothing is tracked at the moment, so what was written while this ran may be missing, and nothing is "
+            "promised. `dmsoft status` says why."
+        )
+
+    @property
+    def reader(self) -> EraReader:
+        """Only while the mirror tracks."""
+        if self.era_reader is None:
+            raise RuntimeError("nothing is tracked")
+        return self.era_reader
 
     @property
     def alive(self) -> list[Job]:
@@ -175,13 +198,21 @@ class Run:
         compare = sum(1 << i for i, job in enumerate(self.jobs) if job.decision.kind == "compare" and self.passes == 1)
         copier = Copier(
             self.source, [job.side for job in self.jobs], compare=compare,
-            cancelled=self.cancelled, on_progress=self.progress.advance,
+            cancelled=self.cancelled, on_progress=self._advance,
         )  # fmt: skip
         start = time.monotonic()
         copier.run(self._requests())
         self._settle(copier.tally)
         if copier.tally.read > MIB:
             self.rate = copier.tally.read / max(time.monotonic() - start, 1e-3)
+
+    def _advance(self, size_bytes: int) -> None:
+        """Called from the threads of a copy, which may take hours: tracking that fails meanwhile ends it."""
+        self.progress.advance(size_bytes)
+        if self.era_reader is not None and time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            with contextlib.suppress(BusyError):
+                self.running.require_tracking()
 
     def _settle(self, tally: Tally) -> None:
         """Take over what a copy did; a job whose target failed is out, and all are when the source did."""

@@ -75,7 +75,8 @@ class MirrorSpec:
 
 
 class Created(msgspec.Struct, frozen=True):
-    """A mirror that `create` made, or would make: ``tables`` are the exact lines."""
+    """A mirror that `create` made, or would make: ``tables`` are the exact lines; ``untracked``: why nothing is
+    tracked."""
 
     name: str
     uuid: str
@@ -84,6 +85,7 @@ class Created(msgspec.Struct, frozen=True):
     block_bytes: int
     secondaries: tuple[str, ...]
     tables: tuple[str, ...]
+    untracked: str | None = None
 
 
 def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
@@ -124,9 +126,9 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
                 header.write_first(opened[path], payload, key)
         # Before the headers go, or they could not: what stands would hold the disks, and its key would be lost.
         undo.callback(dismantle_quietly, names)
-        started(Running.of(locate.assemble(spec.name)))
+        done = started(Running.of(locate.assemble(spec.name)))
         undo.pop_all()
-    return created
+    return msgspec.structs.replace(created, untracked=done.untracked)
 
 
 def _check_labels(labels: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ def decide(primary: Primary, record: MemberRecord, secondary: Secondary, current
         return Decision("compare", f"nothing is known of it for sure: {doubt}")
     if secondary.sync.era is None:
         return Decision("full", "it was never copied")
-    mismatch = _mismatch(primary, record, secondary.sync, current_era)
+    mismatch = _untracked(primary) or _mismatch(primary, record, secondary.sync, current_era)
     if mismatch is not None:
         return Decision("compare", mismatch)
     return Decision("incremental", f"it holds everything written before era {secondary.sync.era}", secondary.sync.era)
@@ -48,9 +48,17 @@ def from_record(primary: Primary, record: MemberRecord) -> Decision:
         return Decision("compare", f"nothing is known of it for sure: {sync.doubt}")
     if sync.era is None:
         return Decision("full", "it was never copied")
-    if sync.tracker != primary.tracker.id:
-        return Decision("compare", "tracking began anew since its last resync")
+    mismatch = _untracked(primary)
+    if mismatch is None and sync.tracker != primary.tracker.id:
+        mismatch = "tracking began anew since its last resync"
+    if mismatch is not None:
+        return Decision("compare", mismatch)
     return Decision("incremental", f"it holds everything written before era {sync.era}", sync.era)
+
+
+def _untracked(primary: Primary) -> str | None:
+    doubt = primary.tracker.doubt
+    return None if doubt is None else f"the mirror runs without tracking: {doubt}"
 
 
 def _mismatch(primary: Primary, record: MemberRecord, sync: Sync, current_era: int | None) -> str | None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dmsoft.dm.device import Device
-from dmsoft.dm.targets import Segment, Table
+from dmsoft.dm.failures import DmIoctlError
+from dmsoft.dm.targets import Error, Segment, Table, single
 from dmsoft.errors import DeviceError, DmsoftError
 from dmsoft.mirror.names import Node
 from dmsoft.mirror.plan import Wanted
@@ -46,18 +47,22 @@ def ensure(wanted: Sequence[Wanted], *, inner: bool = True) -> list[Node]:
 def dismantle(nodes: Iterable[Node]) -> list[Node]:
     """Remove those of ``nodes`` (given bottom up) that exist, top down; returns what was removed.
 
-    A device left suspended is resumed first, as it would block its own removal. Everything is tried; the first error
-    is raised at the end.
+    A device left suspended is resumed first, as it would block its own removal; one that does not resume (an era that
+    cannot begin) fails what waits in it instead. Everything is tried; the first error is raised at the end.
     """
-    removed, first = [], None
-    for node in reversed(list(nodes)):
+    removed, first, nodes = [], None, list(nodes)
+    for node in nodes:
+        with contextlib.suppress(DmsoftError):  # what lies deepest must move first: those on it write to it as they go
+            if (info := device(node).info()) is not None and info.suspended and info.live_table:
+                device(node).resume()
+    for node in reversed(nodes):
         target = device(node)
         try:
             info = target.info()
             if info is None:
                 continue
             if info.suspended and info.live_table:
-                target.resume()
+                _let_go(target)
             target.remove()
             removed.append(node)
         except DmsoftError as err:
@@ -66,6 +71,15 @@ def dismantle(nodes: Iterable[Node]) -> list[Node]:
     if first is not None:
         raise first
     return removed
+
+
+def _let_go(target: Device) -> None:
+    try:
+        target.resume()
+    except DmIoctlError:
+        (line,) = target.table()
+        target.load(single(line.length, Error()))
+        target.resume()
 
 
 def discards_off(node: Node) -> None:

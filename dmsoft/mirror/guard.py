@@ -10,10 +10,12 @@ does not end it. The caller speaks one line at a time into a pipe:
     disarm           everything is resumed
 
 It answers ``ready`` once and ``tripped`` whenever it had to act. It resumes bottom-up, and gives a suspended lower the
-plain linear table first: whatever was about to be coupled to the primary is not trusted.
+plain linear table first: whatever was about to be coupled to the primary is not trusted. A top that the kernel does
+not resume, because its era metadata failed meanwhile, gets out by `dmsoft.mirror.wayout`.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import select
@@ -25,10 +27,13 @@ from typing import Never
 from dmsoft.dm import memory
 from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Device
+from dmsoft.dm.failures import DmIoctlError
 from dmsoft.dm.helper import Helper, Operation, isolate
 from dmsoft.dm.targets import Table
 from dmsoft.errors import DeviceError, DmsoftError
+from dmsoft.member import header
 from dmsoft.mirror.lock import opened, tried
+from dmsoft.mirror.wayout import TrackingLostError, WayOut
 from dmsoft.run import CommandError, run
 
 log = logging.getLogger(__name__)
@@ -46,13 +51,15 @@ _RESUME_POLL_SECONDS = 0.005
 class Guard:
     """The caller's end. A context manager: the guard process lives as long as the block, and resumes what is suspended
     and still armed at its end. ``fallback`` is the plain linear table of the lower; ``coupled`` says whether the lower
-    may be swapped, which takes helpers of its own. Enter it while nothing is suspended."""
+    may be swapped, which takes helpers of its own; ``way_out`` is for a top that cannot be resumed. Enter it while
+    nothing is suspended."""
 
     mirror_uuid: str
     top: Device
     lower: Device
     fallback: Table
     coupled: bool
+    way_out: WayOut | None = None
     _pid: int = -1
     _in: int = -1
     _out: int = -1
@@ -146,7 +153,7 @@ def resume_watched(helper: Helper, target: Device) -> Cookie:
     raise DeviceError(f"{target.name} did not resume.", hint="The kernel log (dmesg) says why; the primary goes on.")
 
 
-def resume_left(top: Device, lower: Device, fallback: Table) -> bool:
+def resume_left(top: Device, lower: Device, fallback: Table, way_out: WayOut) -> bool:
     """Resume what a command and its guard left suspended when both of them died; returns whether there was anything.
 
     Call it under the kernel lock: nobody who holds the mirror still on purpose is alive then. Raises `DeviceError`.
@@ -155,13 +162,28 @@ def resume_left(top: Device, lower: Device, fallback: Table) -> bool:
         return False
     helper = Helper([lower])
     try:
-        rescue = Rescue(top, lower, fallback, helper)
+        rescue = Rescue(top, lower, fallback, helper, way_out=way_out)
         rescue.now(_RESUME_SECONDS)
     finally:
         helper.close()
     if rescue.needed():
         raise DeviceError(f"{top.name} stands still and cannot be resumed.", hint="The kernel log (dmesg) says why.")
     return True
+
+
+def resume_top(top: Device, way_out: WayOut | None) -> Cookie | None:
+    """Resume the top; if the kernel refuses, by the way out. The cookie is owed a wait. Raises `DeviceError`, and
+    `TrackingLostError` when it is resumed and tracks nothing any more."""
+    try:
+        return top.resume(wait=False)
+    except DmIoctlError as err:
+        if way_out is None or err.errno == errno.EINTR or not _is_suspended(top):
+            raise
+        way_out.take()
+        raise TrackingLostError(
+            f"A new era could not begin on {top.name} ({os.strerror(err.errno)}), so it goes on without tracking.",
+            hint="Run `dmsoft resync`: it begins tracking anew and compares every block.",
+        ) from err
 
 
 def _give_scope(pid: int) -> None:
@@ -180,7 +202,8 @@ def _serve(guard: Guard, commands: int, answers: int) -> Never:
     """The guard process itself: never returns into the caller's code, whatever happens."""
     try:
         os.setsid()
-        isolate(commands, answers)
+        way_out = guard.way_out
+        isolate(commands, answers, *(() if way_out is None else (way_out.disk.fd,)))
         os.dup2(commands, 0)
         os.dup2(answers, 1)
         for fd in {commands, answers} - {0, 1}:
@@ -190,8 +213,10 @@ def _serve(guard: Guard, commands: int, answers: int) -> Never:
         with memory.locked():
             # Every page that the way out needs is touched once, here.
             guard.top.info(), guard.lower.info(), time.monotonic(), str(guard.fallback[0])
+            if way_out is not None:
+                str(way_out.plain[0]), header.require(way_out.disk, key=way_out.key)
             os.write(1, b"ready\n")
-            _keep(Rescue(guard.top, guard.lower, guard.fallback, helper, lock))
+            _keep(Rescue(guard.top, guard.lower, guard.fallback, helper, lock, way_out))
     finally:
         os._exit(0)
 
@@ -221,7 +246,8 @@ def _keep(rescue: "Rescue") -> None:
 class Rescue:
     """Resumes whatever of two devices is suspended, bottom up, and tries again if that fails: nobody else will.
 
-    ``lock`` is an open file of the kernel lock, which the caller of `now` does not hold.
+    ``lock`` is an open file of the kernel lock, which the caller of `now` does not hold; ``way_out`` for a top that the
+    kernel does not resume.
     """
 
     top: Device
@@ -229,6 +255,7 @@ class Rescue:
     fallback: Table
     helper: Helper | None
     lock: int | None = None
+    way_out: WayOut | None = None
 
     def now(self, seconds: float = _RESCUE_SECONDS) -> bool:
         """At once, and for so long if need be; returns whether anything had to be resumed."""
@@ -269,7 +296,7 @@ class Rescue:
                     resume_watched(self.helper, self.lower)
         if _is_suspended(self.top):
             with contextlib.suppress(DmsoftError):
-                self.top.resume(wait=False)
+                resume_top(self.top, self.way_out)
 
 
 def _is_suspended(device: Device) -> bool:

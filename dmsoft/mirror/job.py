@@ -62,6 +62,13 @@ class Job:
         """Withdraw everything the disk promised; the next resync compares every block."""
         self._withdraw(self.payload.replace(sync=self.payload.sync.replace(doubt=reason[:200])))
 
+    def copied_untracked(self, reason: str) -> None:
+        """Flush the disk, then let its header say that all was copied while nothing was tracked, for which nothing can
+        be promised but that a compare is enough from now on."""
+        flush(self.disk, f"The secondary {self.label}")
+        sync = self.payload.sync.replace(era=self.payload.sync.era or 0, doubt=reason[:200])
+        self._withdraw(self.payload.replace(sync=sync))
+
     def promise(self, era: int, tracker: str, *, as_of: str | None) -> None:
         """Flush the disk, then let its header say that it holds every write of an era < ``era``.
 
@@ -80,17 +87,18 @@ class Job:
 
 
 @contextlib.contextmanager
-def opened(running: Running, record: MemberRecord, current_era: int, *, dry_run: bool = False) -> Iterator[Job]:
+def opened(running: Running, record: MemberRecord, current_era: int | None, *, dry_run: bool = False) -> Iterator[Job]:
     """Open the secondary of ``record`` through the gate and decide what it needs; ``dry_run``: write nothing at all.
 
     Raises `NotFoundError` when it is not here, `DivergedError`, and whatever gate and header have to say.
     """
     with gate(running, record) as (disk, payload):
         decision = decide(running.payload, record, payload, current_era)
-        with running.era_reader() as reader:
-            since = decision.since
-            blocks = regions.nr_blocks(running.data.length, running.block_bytes)
-            owed = BlockSet.full(blocks) if since is None else reader.written_since(since).blocks
+        since = decision.since
+        owed = BlockSet.full(regions.nr_blocks(running.data.length, running.block_bytes))
+        if since is not None:
+            with running.era_reader() as reader:
+                owed = reader.written_since(since).blocks
         job = Job(
             record.label, payload, disk, running.assembly.key, decision, owed, owed.copy(), new_uuid(),
             attach=record.mode == "write-behind",

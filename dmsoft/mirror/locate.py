@@ -159,7 +159,8 @@ def _candidate(device: BlockDevice, by_name: dict[str, BlockDevice]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Assembly:
-    """A mirror's members as found: the primary, and whatever else of it is here. ``problems`` by label: why a
+    """A mirror's members as found: the primary, and whatever else of it is here. ``metadata`` None: on the primary, or
+    not here (`dmsoft.mirror.plan.metadata_place` tells). ``problems`` by label: why a
     device that is here cannot be used; ``doubt`` why the primary's header is not to be believed about its data."""
 
     primary: Placed[Primary]
@@ -267,8 +268,5 @@ def _metadata(seen: Census, primary: Primary) -> Placed[Metadata] | None:
         return None
     found = _member(seen, primary.metadata.member_uuid, primary.metadata.identity, primary.mirror_uuid)
     if found is None or not isinstance(found.payload, Metadata):
-        raise NotFoundError(
-            f"The device with the era metadata of {primary.mirror_name} is not here.",
-            hint="Plug it in and try again.",
-        )
+        return None
     return Placed(found.payload, found.number)

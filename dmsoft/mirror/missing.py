@@ -47,6 +47,6 @@ def missing(name: str, label: str) -> Missing:
 
 def _current_era(running: Running) -> int | None:
     if is_active(running.names):
-        return running.era_status().era
+        return running.current_era()
     with running.era_reader() as reader:
         return None if reader.is_zero() else reader.superblock().current_era

@@ -17,7 +17,7 @@ PREFIX: Final = "DMSOFT-"
 SLOTS_PER_SET: Final = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,47}")
 _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+]{0,31}")
-_RESERVED = re.compile(r"lower|metadata|primary|slot\d+|control")
+_RESERVED = re.compile(r"lower|metadata|primary|slot\d+|control|canary")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,18 @@ class Names:
     @property
     def primary(self) -> Node:
         return self._inner("primary")
+
+    @property
+    def canary(self) -> Node:
+        return self._inner("canary")
+
+    @property
+    def canary_metadata(self) -> Node:
+        return self._inner("canary-metadata")
+
+    @property
+    def canary_data(self) -> Node:
+        return self._inner("canary-data")
 
     def slot(self, index: int) -> Node:
         return self._inner(f"slot{index}")

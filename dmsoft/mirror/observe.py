@@ -16,7 +16,7 @@ from dmsoft.dm.device import devices
 from dmsoft.dm.failures import SuspendedError
 from dmsoft.dm.targets import EraStatus
 from dmsoft.era.blocks import BlockSet
-from dmsoft.errors import BusyError, DmsoftError, MetadataError, NotFoundError, NotRootError
+from dmsoft.errors import BusyError, DmsoftError, NotFoundError, NotRootError
 from dmsoft.member import regions
 from dmsoft.member.payload import MemberRecord, Secondary
 from dmsoft.mirror import locate, lower, registry
@@ -167,35 +167,38 @@ class _Observer:
         )  # fmt: skip
 
     def _era(self, alerts: list[Alert]) -> tuple[EraView, int | None]:
-        running, block_bytes = self.running, self.running.block_bytes
+        running, name, doubt = self.running, self.running.names.name, self.running.payload.tracker.doubt
+        if doubt is not None:
+            what = f"`dmsoft {'resync' if self.active else 'start'} {name}` begins it anew if it can"
+            alerts.append(Alert("tracking-off", f"Nothing is tracked: {doubt}. {what}, and every block is compared."))
         try:
-            if not self.active:
+            if self.active:
+                return self._live_era(running.era_status(lock_timeout=_LOCK_SECONDS), alerts)
+            if doubt is None:
                 with running.era_reader() as reader:
                     current = None if reader.is_zero() else reader.superblock().current_era
-                return EraView(current, block_bytes), current
-            status = running.era_status(lock_timeout=_LOCK_SECONDS)
+                return EraView(current, running.block_bytes), current
         except SuspendedError:
             # The lock is free, so whoever suspended it is gone.
-            alerts.append(Alert("left-suspended", f"All I/O to {running.names.name} waits; `dmsoft start` resumes it."))
-            return EraView(block_bytes=block_bytes), None
+            alerts.append(Alert("left-suspended", f"All I/O to {name} waits; `dmsoft start` resumes it."))
         except BusyError:
-            return EraView(block_bytes=block_bytes), None
-        except MetadataError as err:
+            pass
+        except NotFoundError as err:
+            alerts.append(Alert("metadata-missing", err.message))
+        except DmsoftError as err:
             alerts.append(Alert("tracking-doubt", f"{err.message} The next start begins tracking anew."))
-            return EraView(block_bytes=block_bytes), None
-        return self._live_era(status, alerts)
+        return EraView(block_bytes=running.block_bytes), None
 
     def _live_era(self, status: EraStatus, alerts: list[Alert]) -> tuple[EraView, int | None]:
+        name = self.running.names.name
         if status.failed:
-            alerts.append(
-                Alert(
-                    "tracking-failed",
-                    "The kernel reports an error in the era metadata; writes may fail. Stop the mirror.",
-                )
-            )
+            if self.running.payload.tracker.doubt is None:
+                what = f"Run `dmsoft start {name}` now: it takes the tracking off while the mirror is in use."
+                alerts.append(Alert("tracking-failed", f"The era metadata failed, and writes may fail with it. {what}"))
             return EraView(block_bytes=self.running.block_bytes), None
         if status.used > _FILL_WARNING * status.total:
-            alerts.append(Alert("metadata-filling", f"The era metadata is {100 * status.used // status.total} % full."))
+            share = 100 * status.used // status.total
+            alerts.append(Alert("metadata-filling", f"The era metadata is {share} % full; once full, writes fail."))
         return EraView(status.era, self.running.block_bytes, status.used, status.total), status.era
 
     def _primary(self, alerts: list[Alert]) -> Literal["ok", "failed"]:
@@ -257,7 +260,8 @@ class _Observer:
     def _present(self, record: MemberRecord, payload: Secondary, decision: Decision) -> tuple[State, str | None]:
         if direction(self.running.payload.generation, payload.generation) is not Direction.TO_SECONDARY:
             return "diverged", "it was written on its own since it left"
-        if self._coupled(record.label):
+        doubt = self.running.payload.tracker.doubt or record.sync.doubt
+        if self._coupled(record.label) and doubt is None:
             health = lower.leg_health(self.running.names, self.running.names.leg(record.label))
             return ("failed", "md dropped its leg after an I/O error") if health == "D" else ("attached", None)
         return ("unknown", None) if decision.kind == "compare" else ("stale", None)

@@ -5,7 +5,7 @@ Tables come from here and nowhere else (what ``dmsetup table`` prints for a raid
 write-behind limit and restarts rebuilds). Disks are named by ``MAJOR:MINOR``, so that a path that changed hands
 in between cannot get into a table; dmsoft's own devices by their ``/dev/mapper`` path.
 
-    NAME           era: records which blocks were written in which era
+    NAME           era: records which blocks were written in which era; linear while nothing is tracked
     NAME-metadata  linear: the era metadata region, on the primary or on a device of its own
     NAME-lower     linear onto the primary's data region, or raid1 in write-behind mode
     NAME-primary   linear: the primary's data region as a raid1 leg
@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from dmsoft.dm.targets import Delay, DelayClass, Era, Linear, Raid1, RaidLeg, Segment, Table, WriteCache
-from dmsoft.errors import UsageError
+from dmsoft.dm.targets import Delay, DelayClass, Era, Linear, Raid1, RaidLeg, Segment, Table, WriteCache, single
+from dmsoft.errors import NotFoundError, UsageError
 from dmsoft.member.payload import Cache, MemberRecord, Metadata, Primary, Region, Secondary
 from dmsoft.member.regions import raid_region_bytes, slot
 from dmsoft.mirror.names import SLOTS_PER_SET, Names, Node
@@ -62,17 +62,48 @@ def data_sectors(primary: Primary) -> Sectors:
 
 
 def base(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> list[Wanted]:
-    """The stack without any secondary, bottom up: metadata, lower, top."""
+    """The stack without any secondary, bottom up: metadata, lower, top. Raises `NotFoundError` without its metadata."""
     payload, names = primary.payload, names_of(primary.payload)
-    if metadata is None:
-        era_metadata = _linear(names.metadata, primary.number, payload.regions["metadata"])
-    else:
-        era_metadata = _linear(names.metadata, metadata.number, metadata.payload.regions["metadata"])
     era = Era(names.metadata.path, names.lower.path, sectors(payload.block_bytes))
     return [
-        era_metadata,
+        _linear(names.metadata, *metadata_place(primary, metadata)),
         lower_linear(primary),
-        Wanted(names.top, (Segment(Sectors(0), data_sectors(payload), era),)),
+        Wanted(names.top, single(data_sectors(payload), era)),
+    ]
+
+
+def untracked_top(primary: Primary) -> Wanted:
+    """The top while nothing is tracked."""
+    names = names_of(primary)
+    return Wanted(names.top, single(data_sectors(primary), Linear(names.lower.path, Sectors(0))))
+
+
+def metadata_place(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> tuple[str, Region]:
+    """Where the era metadata lies: device number and region. Raises `NotFoundError` if its device is not here."""
+    if primary.payload.metadata is None:
+        return primary.number, primary.payload.regions["metadata"]
+    if metadata is None:
+        raise NotFoundError(
+            f"The device with the era metadata of {primary.payload.mirror_name} is not here.",
+            hint="Plug it in and try again.",
+        )
+    return metadata.number, metadata.payload.regions["metadata"]
+
+
+def canary(primary: Placed[Primary], slot_set: int, block_bytes: int) -> list[Wanted]:
+    """A little era device, bottom up: metadata, data, and the era, all on the raid slots of ``slot_set``, which no
+    raid1 uses at the moment. Nothing of the user's is there."""
+    payload, names = primary.payload, names_of(primary.payload)
+    first, half = slot_set * SLOTS_PER_SET, SLOTS_PER_SET // 2
+    regions = [
+        Region(slot(payload, at).offset, slot(payload, at + half - 1).end - slot(payload, at).offset)
+        for at in (first, first + half)
+    ]
+    era = Era(names.canary_metadata.path, names.canary_data.path, sectors(block_bytes))
+    return [
+        _linear(names.canary_metadata, primary.number, regions[0]),
+        _linear(names.canary_data, primary.number, regions[1]),
+        Wanted(names.canary, single(sectors(regions[1].length), era)),
     ]
 
 
@@ -125,7 +156,7 @@ def bottom_up(names: Names, nodes: Sequence[Node]) -> list[Node]:
 
     def height(node: Node) -> int:
         layer = node.uuid.removeprefix(names.prefix)
-        if node.uuid in (names.lower.uuid, names.top.uuid):
+        if node.uuid in (names.lower.uuid, names.top.uuid, names.canary.uuid):
             return 3 if node.uuid == names.lower.uuid else 4
         # Labels have no dash: what has one after its label lies under a leg.
         return 0 if not layer.startswith("leg-") else 1 if "-" in layer.removeprefix("leg-") else 2

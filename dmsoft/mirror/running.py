@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from dmsoft.dm.device import Device
 from dmsoft.dm.targets import EraStatus
 from dmsoft.era.reader import EraReader
-from dmsoft.era.sizing import era_blocks
+from dmsoft.era.sizing import has_room, writeset_blocks
 from dmsoft.errors import DeviceError, NotFoundError
 from dmsoft.member import regions
 from dmsoft.member.disk import open_for_read
 from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.header import write_granted, write_withdrawn
-from dmsoft.member.payload import Metadata, Primary, Region
+from dmsoft.member.payload import Primary, Region
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node
-from dmsoft.mirror.plan import Placed, lower_linear, names_of
+from dmsoft.mirror.plan import Placed, lower_linear, metadata_place, names_of, untracked_top
+from dmsoft.mirror.wayout import WayOut
 from dmsoft.resync.copy import Side
 
 # How long the kernel may take to digest the eras that fill the metadata.
@@ -32,9 +33,9 @@ _DIGEST_POLL_SECONDS = 0.1
 class NoRoomError(DeviceError):
     """The record of which blocks were written is full or has failed.
 
-    The mirror was not suspended, because it could not go on afterwards; nothing was promised by this step. Stop the
-    mirror and start it again: metadata that cannot be used any more is made anew then, and the secondaries are compared
-    in full.
+    The mirror was not suspended, because it could not go on afterwards; nothing was promised by this step. Run `dmsoft
+    start` on the running mirror, at best at once, since writes may fail: it takes the tracking off and begins it anew,
+    and the next resync compares every block.
     """
 
     code = "no-room"
@@ -47,6 +48,11 @@ def device(node: Node) -> Device:
 def is_active(names: Names) -> bool:
     info = device(names.top).info()
     return info is not None and info.live_table
+
+
+def is_tracked(names: Names) -> bool:
+    """Whether the live top is an era device."""
+    return any(line.kind == "era" for line in device(names.top).table())
 
 
 def node_path(number: str) -> str:
@@ -88,39 +94,62 @@ class Running:
                 f"The mirror {self.names.name} is not running.",
                 hint=f"Start it with `dmsoft start {self.names.name}`.",
             )
-        number, _ = metadata_place(self.assembly.primary, self.assembly.metadata)
-        major, minor = map(int, number.split(":"))
-        if (major, minor) not in device(self.names.metadata).deps():
+        major, minor = map(int, self.assembly.primary.number.split(":"))
+        standing = [device(node) for node in (self.names.lower, self.names.primary)]
+        if not any((major, minor) in each.deps() for each in standing if each.info() is not None):
             raise DeviceError(
                 f"The mirror {self.names.name} still stands on a disk that was unplugged.",
-                hint="It is back, or its metadata device is: unmount the mirror, stop it and start it again.",
+                hint="It is back: unmount the mirror, stop it and start it again.",
             )
 
     def era_status(self, *, lock_timeout: float = 30) -> EraStatus:
-        """Status of the top under the kernel lock: asked of a suspended era device it would never return."""
+        """Status of the top under the kernel lock: asked of a suspended era device it would never return.
+
+        A top that tracks nothing counts as failed.
+        """
         with locked(self.names.mirror_uuid, "kernel", timeout=lock_timeout, name=self.names.name):
             (line,) = device(self.names.top).status()
-        return EraStatus.parse(line.text)
+        return EraStatus.parse(line.text) if line.kind == "era" else EraStatus(failed=True)
+
+    def current_era(self) -> int | None:
+        """The era now, None while nothing is tracked or the tracking fails."""
+        status = self.era_status()
+        return None if status.failed else status.era
 
     def await_room(self) -> None:
-        """Wait until the era metadata has room for one more era.
+        """Wait until the era metadata has room for one more era, for as long as the kernel digests what fills it.
 
-        Without it the resume would fail, and the mirror stay suspended. Raises `NoRoomError`, also when the metadata
-        has failed.
+        Without it the resume would fail. Raises `NoRoomError`, also when the metadata has failed or nothing is tracked.
         """
         blocks = regions.nr_blocks(self.data.length, self.block_bytes)
-        deadline = time.monotonic() + _DIGEST_SECONDS
+        least, deadline = None, 0.0
         while True:
             status = self.era_status()
-            if not status.failed and status.total - status.used >= era_blocks(blocks):
+            if status.failed:
+                raise self._no_room("has failed")
+            free, waiting = status.total - status.used, self._undigested_blocks()
+            if has_room(free=free, waiting=waiting, nr_blocks=blocks):
                 return
-            if status.failed or time.monotonic() >= deadline:
-                what = "has failed" if status.failed else f"is full ({status.used} of {status.total} blocks)"
-                raise NoRoomError(
-                    f"The era metadata of {self.names.name} {what}, so no new era can begin.",
-                    hint="Unmount it, stop the mirror and start it again.",
-                )
+            if least is None or waiting < least:
+                least, deadline = waiting, time.monotonic() + _DIGEST_SECONDS
+            elif time.monotonic() >= deadline:
+                raise self._no_room(f"is full ({status.used} of {status.total} blocks)")
             time.sleep(_DIGEST_POLL_SECONDS)
+
+    def require_tracking(self) -> None:
+        """Raise `NoRoomError` if the metadata has failed."""
+        if self.era_status().failed:
+            raise self._no_room("has failed")
+
+    def _undigested_blocks(self) -> int:
+        with self.era_reader() as reader:
+            return sum(map(writeset_blocks, reader.undigested()))
+
+    def _no_room(self, what: str) -> NoRoomError:
+        return NoRoomError(
+            f"The era metadata of {self.names.name} {what}, so no new era can begin.",
+            hint=f"Run `dmsoft start {self.names.name}`: it mends the tracking while the mirror is in use.",
+        )
 
     @contextlib.contextmanager
     def era_reader(self) -> Iterator[EraReader]:
@@ -142,6 +171,16 @@ class Running:
     def writing(self) -> Iterator[None]:
         """Hold the primary open through the gate, for `grant`, `withdraw` and `flush_primary`: its header is all that
         is ever written. While no top is active this is an exclusive claim: leave it before tables are loaded."""
+        with self.primary_disk() as gated:
+            self.gate = gated
+            try:
+                yield
+            finally:
+                self.gate = None
+
+    @contextlib.contextmanager
+    def primary_disk(self) -> Iterator[GatedDevice]:
+        """The primary's disk, open for writing through the gate."""
         payload = self.payload
         with open_exclusive(
             node_path(self.assembly.primary.number),
@@ -150,11 +189,7 @@ class Running:
             member_uuid=payload.member_uuid,
             own_uuid_prefix=self.names.prefix,
         ) as gated:
-            self.gate = gated
-            try:
-                yield
-            finally:
-                self.gate = None
+            yield gated
 
     def grant(self, payload: Primary) -> None:
         """Write the primary's header: more is promised than before. Raises `DeviceError`."""
@@ -181,6 +216,17 @@ class Running:
         self.assembly = replace(self.assembly, primary=Placed(payload, self.assembly.primary.number))
 
 
+def write(disk: GatedDevice, data: bytes, offset: int, what: str) -> None:
+    """Write and flush; raises `DeviceError`."""
+    try:
+        disk.pwrite(data, offset)
+    except OSError as err:
+        raise DeviceError(
+            f"{what} cannot be written: {err.strerror}.", hint="Look at the disk's health and its cable."
+        ) from err
+    flush(disk, what)
+
+
 def flush(disk: GatedDevice, what: str) -> None:
     """Make what was written durable on the device itself; raises `DeviceError` when the device says no."""
     try:
@@ -192,16 +238,19 @@ def flush(disk: GatedDevice, what: str) -> None:
         ) from err
 
 
-def guard_of(running: Running, *, coupled: bool) -> Guard:
-    """A guard for the mirror's top and lower, not started yet; ``coupled`` if the lower may be swapped."""
+@contextlib.contextmanager
+def guard_of(running: Running, *, coupled: bool) -> Iterator[Guard]:
+    """A guard for the running mirror's top and lower; ``coupled`` if the lower may be swapped."""
     names = running.names
     lower = Device(names.lower.name, names.lower.uuid, inner=True)
     fallback = lower_linear(running.assembly.primary).table
-    return Guard(names.mirror_uuid, device(names.top), lower, fallback, coupled)
+    with contextlib.ExitStack() as stack:
+        way_out = stack.enter_context(way_out_of(running))
+        yield stack.enter_context(Guard(names.mirror_uuid, way_out.top, lower, fallback, coupled, way_out))
 
 
-def metadata_place(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> tuple[str, Region]:
-    """Where the era metadata lies: device number and region."""
-    if metadata is None:
-        return primary.number, primary.payload.regions["metadata"]
-    return metadata.number, metadata.payload.regions["metadata"]
+@contextlib.contextmanager
+def way_out_of(running: Running) -> Iterator[WayOut]:
+    """The way out for a top that cannot be resumed."""
+    with running.primary_disk() as disk:
+        yield WayOut(disk, running.assembly.key, device(running.names.top), untracked_top(running.payload).table)

@@ -9,29 +9,31 @@ import msgspec
 
 from dmsoft.dm.device import devices
 from dmsoft.dm.kernel import require_targets
-from dmsoft.errors import BusyError, DmsoftError, MetadataError, NotFoundError
+from dmsoft.errors import BusyError, DeviceError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.inventory.sysfs import block_device
 from dmsoft.inventory.usage import Usage
 from dmsoft.member import regions
-from dmsoft.member.gate import open_exclusive
 from dmsoft.member.payload import MemberRecord, Tracker
-from dmsoft.mirror import attach, job, locate, lower, registry, tracker
+from dmsoft.mirror import attach, canary, job, locate, lower, registry, tracker, untracked
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.names import Names, Node, new_uuid
-from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, lower_linear
-from dmsoft.mirror.running import Running, flush, is_active, metadata_place, node_path
+from dmsoft.mirror.names import Names, Node
+from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, lower_linear, untracked_top
+from dmsoft.mirror.running import Running, guard_of, is_active, way_out_of
+from dmsoft.mirror.untracked import hold_era, zero_metadata
 from dmsoft.units import SECTOR
 
-_METADATA_BLOCK = 4096
+# Free at every start: what stood of the mirror was taken down before.
+_SLOT_SET = 0
 _UDEV_SECONDS = 5.0
 _KERNEL_SECONDS = 30.0
 
 
 class Started(msgspec.Struct, frozen=True):
     """What `start` did. ``doubt``: why tracking began anew, so that every secondary is unknown; ``missing`` and
-    ``problems``: secondaries that are not here or cannot be used, which is no failure of the start."""
+    ``problems``: secondaries that are not here or cannot be used, which is no failure of the start; ``untracked``: why
+    nothing is tracked."""
 
     name: str
     device: str
@@ -39,6 +41,7 @@ class Started(msgspec.Struct, frozen=True):
     doubt: str | None = None
     missing: tuple[str, ...] = ()
     problems: tuple[tuple[str, str], ...] = ()
+    untracked: str | None = None
 
 
 def tables(name: str) -> list[Wanted]:
@@ -64,13 +67,14 @@ def start(name: str) -> Started:
 
 
 def started(running: Running) -> Started:
-    """`start` for a caller that holds the operation lock."""
+    """`start` for a caller that holds the operation lock. Of a mirror that runs it mends the tracking."""
     already = is_active(running.names)
     if already:
         _resume_left(running)
-    doubt = None if already else _bring_up(running)
-    if not running.payload.tracker.formatted:  # a start that was killed came no further than the kernel
-        _hold_era(running, running.era_status().era)
+    doubt = _mended(running) if already else _bring_up(running)
+    tracker_now = running.payload.tracker
+    if tracker_now.doubt is None and not tracker_now.era_floor:  # a start was killed before it could say so
+        hold_era(running)
     missing, problems = [], [(label, err.message) for label, err in running.assembly.problems.items()]
     for record in running.payload.members:
         if record.label in running.assembly.problems:
@@ -83,122 +87,141 @@ def started(running: Running) -> Started:
         except DmsoftError as err:
             problems.append((record.label, err.message))
     registry.register(running.payload)
-    return Started(running.names.name, running.names.top.path, already, doubt, tuple(missing), tuple(problems))
+    return Started(
+        running.names.name, running.names.top.path, already, doubt, tuple(missing), tuple(problems),
+        running.payload.tracker.doubt,
+    )  # fmt: skip
+
+
+def _mended(running: Running) -> str | None:
+    """Why tracking began anew, or was given up, under a mirror that runs."""
+    if untracked.trouble(running) is None:
+        return None
+    with guard_of(running, coupled=False) as guard:
+        return untracked.mend(running, guard)
 
 
 def _resume_left(running: Running) -> None:
     """A command held the mirror still, and both it and its guard died."""
     names = running.names
-    with locked(names.mirror_uuid, "kernel", timeout=_KERNEL_SECONDS, name=names.name):
-        top, fallback = device(names.top, inner=False), lower_linear(running.assembly.primary).table
-        resume_left(top, device(names.lower), fallback)
+    if not any(node.suspended for node in (device(names.top).require(), device(names.lower).require())):
+        return
+    with locked(names.mirror_uuid, "kernel", timeout=_KERNEL_SECONDS, name=names.name), way_out_of(running) as way_out:
+        fallback = lower_linear(running.assembly.primary).table
+        resume_left(way_out.top, device(names.lower), fallback, way_out)
 
 
 def _bring_up(running: Running) -> str | None:
-    """Check the era metadata, withdraw what does not hold while the mirror runs, load the stack."""
+    """Check the era metadata, withdraw what does not hold while the mirror runs, load the stack.
+
+    Tracking that fails does not keep the primary from its user: then the top comes without it.
+    """
     names = running.names
-    leftovers = [*inner_nodes(names), names.top]
-    dismantle(leftovers)
+    dismantle([*inner_nodes(names), names.top])
     doubt = _check_tracker(running)
-    wanted = base(running.assembly.primary, running.assembly.metadata)
     try:
-        ensure(wanted[:-1])
+        ensure([lower_linear(running.assembly.primary)])
         discards_off(names.lower)
-        ensure(wanted[-1:], inner=False)
-        require_no_discards(names.top)
-        status = running.era_status()
-        if status.failed or status.era < running.payload.tracker.era_floor:
-            raise MetadataError(
-                f"The era metadata of {names.name} cannot be used: the kernel shows era {status.era}.",
-                hint="Look at the kernel log, then start again.",
-            )
-        _hold_era(running, status.era)
+        try:
+            wrong = doubt if running.payload.tracker.doubt is not None else _track(running)
+        except (DeviceError, MetadataError) as err:
+            wrong = err.message.rstrip(".")
+        if wrong is None:
+            hold_era(running)
+            return doubt
+        _go_without(running, wrong)
     except BaseException:
         with contextlib.suppress(DmsoftError):
-            dismantle([wanted[0].node, wanted[1].node, names.top])
+            dismantle([*inner_nodes(names), names.top])
         raise
-    return doubt
+    return wrong
 
 
-def _hold_era(running: Running, era: int) -> None:
-    """Permissions are taken away, whichever copy counts: from here on the kernel may not format, and metadata from
-    before this start, which lacks its marks, is not taken for this life's after a crash."""
+def _track(running: Running) -> str | None:
+    """Load what is above the lower; why its tracking cannot be trusted, None if it can.
+
+    The canary comes before the top: nobody may have written to it by then.
+    """
+    names, floor = running.names, running.payload.tracker.era_floor
+    wanted = base(running.assembly.primary, running.assembly.metadata)
+    if (wrong := canary.prove(running, _SLOT_SET)) is not None:
+        return f"this kernel's tracking cannot be trusted: {wrong}"
+    ensure(wanted[:-1])
+    ensure(wanted[-1:], inner=False)
+    require_no_discards(names.top)
+    era = running.era_status().era
+    return canary.reads_the_top(running) or (f"the era went back from {floor} to {era}" if era < floor else None)
+
+
+def _go_without(running: Running, reason: str) -> None:
+    """Load a top without tracking; in the header, that comes first."""
+    names = running.names
+    dismantle([names.top])
     with running.writing():
-        held = running.payload.tracker.replace(formatted=True, era_floor=era)
-        members = tuple(_bounded(record, era - 1) for record in running.payload.members)
-        running.withdraw(running.payload.replace(tracker=held, members=members))
-
-
-def _bounded(record: MemberRecord, era: int) -> MemberRecord:
-    """A run that was cut off promised no era above ``era``, the last one before this start; one that went on after the
-    image was taken that the primary was put back from did."""
-    unbounded = record.token_pending is not None and record.pending_most is None
-    return record.replace(pending_most=era) if unbounded else record
+        running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
+    ensure([untracked_top(running.payload)], inner=False)
+    require_no_discards(names.top)
 
 
 def _check_tracker(running: Running) -> str | None:
     """Judge the era metadata and write into the primary's header what follows, before the kernel touches any of it.
 
     From here on the digest of the clean stop is gone. In doubt a new tracker life begins: its id is durable before the
-    metadata is zeroed, and every secondary is unknown.
+    metadata is zeroed, and every secondary is unknown. If the metadata cannot be zeroed, `Tracker.doubt` says so.
     """
     payload = running.payload
-    found = _look(running)
-    doubt = running.assembly.doubt or tracker.doubt(
-        payload.tracker, found,
-        block_sectors=payload.block_bytes // SECTOR,
-        nr_blocks=regions.nr_blocks(running.data.length, payload.block_bytes),
-    )  # fmt: skip
+    doubt = running.assembly.doubt or _doubt(running)
     with running.writing():
         if doubt is None:
             running.withdraw(payload.replace(tracker=payload.tracker.replace(clean_digest=None)))
-            return None
-        unknown = tuple(_doubted(record, doubt) for record in payload.members)
-        fresh = type(payload.tracker)(id=new_uuid())
-        running.withdraw(payload.replace(tracker=fresh, members=unknown))
-    _zero_metadata(running)
+        else:
+            running.withdraw(tracker.revoked(payload, doubt, tracked=True))
+        canary.clear(running, _SLOT_SET)
+    if doubt is None:
+        return None
+    try:
+        zero_metadata(running)
+    except DmsoftError as err:
+        doubt = f"{doubt}; {err.message.rstrip('.')}"
+        with running.writing():
+            running.withdraw(tracker.revoked(running.payload, doubt, tracked=False))
     return doubt
 
 
-def _doubted(record: MemberRecord, reason: str) -> MemberRecord:
-    """The record of a secondary that is unknown now: no token counts. One never copied has nothing to doubt."""
-    sync = record.sync if record.sync.era is None else record.sync.replace(doubt=reason[:200])
-    return record.replace(sync=sync, token_pending=None, token_confirmed=None)
+def _doubt(running: Running) -> str | None:
+    """Why the metadata are not what the header tells of. Raises `NotFoundError` if their device is not here, but for a
+    mirror whose tracking is given up: it loses nothing by starting without."""
+    payload = running.payload
+    if payload.tracker.doubt is not None:
+        return payload.tracker.doubt
+    return tracker.doubt(
+        payload.tracker, _look(running),
+        block_sectors=payload.block_bytes // SECTOR,
+        nr_blocks=regions.nr_blocks(running.data.length, payload.block_bytes),
+    )  # fmt: skip
 
 
 def _look(running: Running) -> tracker.Found:
     """Read the metadata as it lies on the disk; every block of it is verified."""
-    with running.era_reader() as reader:
-        zero, digest = reader.is_zero(), reader.block_digest()
-        if zero:
-            return tracker.Found(zero, digest, None)
-        try:
+    zero, digest = False, ""
+    try:
+        with running.era_reader() as reader:
+            zero, digest = reader.is_zero(), reader.block_digest()
+            if zero:
+                return tracker.Found(zero, digest, None)
             superblock = reader.superblock()
             reader.check_space_map()
             if superblock.nr_blocks:
                 reader.written_since(0)
-        except MetadataError as err:
-            return tracker.Found(zero, digest, None, err.message)
+    except (MetadataError, DeviceError) as err:
+        return tracker.Found(zero, digest, None, err.message.rstrip("."))
     return tracker.Found(zero, digest, superblock)
-
-
-def _zero_metadata(running: Running) -> None:
-    """Zero block 0, which tells the kernel to format."""
-    payload, metadata = running.payload, running.assembly.metadata
-    number, region = metadata_place(running.assembly.primary, metadata)
-    member = payload if metadata is None else metadata.payload
-    with open_exclusive(
-        node_path(number), purpose="member", expect=member.identity, member_uuid=member.member_uuid,
-        own_uuid_prefix=running.names.prefix,
-    ) as disk:  # fmt: skip
-        disk.pwrite(bytes(_METADATA_BLOCK), region.offset)
-        flush(disk, "The primary" if metadata is None else "The metadata device")
 
 
 def _welcome(running: Running, record: MemberRecord) -> None:
     """A secondary that is here: compare a sample with what it claims, and claim it with its leg."""
     label = record.label
-    with job.opened(running, record, running.era_status().era):
+    with job.opened(running, record, running.current_era()):
         pass  # opening compares the sample; what differs has been withdrawn on the disk by now
     attach.claim(running, label)
 
@@ -249,15 +272,22 @@ def stopped(running: Running) -> None:
     dismantle(inner_nodes(names))
     with running.writing():
         running.flush_primary()
-        with contextlib.suppress(MetadataError):  # damaged metadata stay without a digest: the next start judges them
-            running.grant(payload.replace(tracker=_sealed(running)))
+        sealed = _sealed(running)
+        if sealed is not None:
+            running.grant(payload.replace(tracker=sealed))
 
 
-def _sealed(running: Running) -> Tracker:
-    """The tracker with the digest of the metadata as they lie there now. Raises `MetadataError`."""
-    with running.era_reader() as reader:
-        superblock, digest = reader.superblock(), reader.block_digest()
+def _sealed(running: Running) -> Tracker | None:
+    """The tracker with the digest of the metadata as they lie there now. None if nothing is tracked, and for metadata
+    that are damaged or not here: the next start judges them."""
     known = running.payload.tracker
+    if known.doubt is not None:
+        return None
+    try:
+        with running.era_reader() as reader:
+            superblock, digest = reader.superblock(), reader.block_digest()
+    except (MetadataError, DeviceError, NotFoundError):
+        return None
     return known.replace(clean_digest=digest, era_floor=max(known.era_floor, superblock.current_era))
 
 

@@ -11,14 +11,14 @@ import msgspec
 
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import attach, job, locate, lower
+from dmsoft.mirror import attach, job, locate, lower, untracked
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.progress import Planned, Progress, Reporter
-from dmsoft.mirror.running import Running, guard_of
+from dmsoft.mirror.running import NoRoomError, Running, guard_of
 from dmsoft.mirror.start import uuid_of
 
 DEFAULT_MAX_STALL = 0.2
@@ -80,6 +80,8 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
             if coupled:
                 attach.check_kernel(running, coupled)
                 attach.detach(running, coupled, guard)
+            if untracked.mend(running, guard) is not None:
+                records = [running.payload.member(record.label) or record for record in records]
         jobs, errors = _open(running, records, stack, strict=bool(wanted.labels), dry_run=wanted.dry_run)
         progress = stack.enter_context(Progress(uuid, reporter))
         progress.planned(
@@ -127,7 +129,7 @@ def _open(
     """Open every job; a secondary that cannot take part is left out, or raised if it was asked for alone."""
     jobs: list[Job] = []
     errors: dict[str, DmsoftError] = {}
-    era = running.era_status().era
+    era = running.current_era()
     for record in records:
         try:
             if not dry_run:
@@ -147,11 +149,21 @@ def _run(
     max_stall: float, stack: contextlib.ExitStack,
 ) -> Run:  # fmt: skip
     stack.enter_context(running.writing())
+    source = stack.enter_context(running.primary_side())
+    if running.payload.tracker.doubt is not None:
+        run = Run(running, jobs, guard, None, source, progress, cancelled, max_stall)
+        run.compare_untracked()
+        _note_untracked(running, jobs)
+        return run
     _note_pending(running, jobs)
     reader = stack.enter_context(running.era_reader())
-    source = stack.enter_context(running.primary_side())
     run = Run(running, jobs, guard, reader, source, progress, cancelled, max_stall)
-    run.run()
+    try:
+        run.run()
+    except NoRoomError:
+        if running.era_status().failed:  # the primary's writes fail with it
+            untracked.give_up(running, guard, "the era metadata failed during a resync")
+        raise
     _note_confirmed(running, jobs)
     return run
 
@@ -173,6 +185,15 @@ def _note_pending(running: Running, jobs: Sequence[Job]) -> None:
                 pending_most=None,
             )
         )  # fmt: skip
+    running.grant(payload)
+
+
+def _note_untracked(running: Running, jobs: Sequence[Job]) -> None:
+    payload = running.payload
+    for each in jobs:
+        record = payload.member(each.label)
+        if record is not None and each.error is None:
+            payload = payload.with_member(record.replace(sync=each.payload.sync))
     running.grant(payload)
 
 

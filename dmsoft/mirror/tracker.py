@@ -8,7 +8,8 @@ keeps a digest of block 0 from the last clean stop, and the highest era it ever 
 from dataclasses import dataclass
 
 from dmsoft.era.superblock import Superblock
-from dmsoft.member.payload import Tracker
+from dmsoft.member.payload import MemberRecord, Primary, Tracker
+from dmsoft.mirror.names import new_uuid
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,8 @@ def doubt(  # noqa: PLR0911 - one return a reason
     ``create`` that was cut off before it noted ``formatted`` leaves either a zero block or a fresh one: both are fine,
     nothing was ever synced against it.
     """
+    if tracker.doubt is not None:
+        return tracker.doubt
     if found.zero:
         return None if not tracker.formatted else "the era metadata was zeroed"
     if found.superblock is None:
@@ -42,3 +45,27 @@ def doubt(  # noqa: PLR0911 - one return a reason
     if tracker.formatted and found.superblock.current_era < tracker.era_floor:
         return f"the era went back from {tracker.era_floor} to {found.superblock.current_era}"
     return None
+
+
+def revoked(primary: Primary, reason: str, *, tracked: bool) -> Primary:
+    """The primary's header with a new tracker life and nothing known of any secondary, because of ``reason``.
+
+    ``tracked`` False: nothing tracks in that life; it ends when tracking begins anew. The mirror is used without, so no
+    create may take it for one that was cut short; in a life that is yet to begin it still may.
+    """
+    doubt = None if tracked else reason[:200]
+    fresh = Tracker(id=new_uuid(), formatted=primary.tracker.formatted or not tracked, doubt=doubt)
+    return primary.replace(tracker=fresh, members=tuple(doubted(record, reason) for record in primary.members))
+
+
+def doubted(record: MemberRecord, reason: str) -> MemberRecord:
+    """The record of a secondary that is unknown now: no token counts. One never copied has nothing to doubt."""
+    sync = record.sync if record.sync.era is None else record.sync.replace(doubt=reason[:200])
+    return record.replace(sync=sync, token_pending=None, token_confirmed=None)
+
+
+def bounded(record: MemberRecord, era: int) -> MemberRecord:
+    """A run that was cut off promised no era above ``era``, the last one before this start; one that went on after the
+    image was taken that the primary was put back from did."""
+    unbounded = record.token_pending is not None and record.pending_most is None
+    return record.replace(pending_most=era) if unbounded else record

@@ -44,16 +44,29 @@ _ALERTS = {
     ),
     "tracking-failed": (
         "The kernel reports an error in the record of which blocks were written.\n\nWrites to blocks that were not"
-        " written lately may fail from now on. Stop the mirror and start it again: tracking begins anew, and the next"
-        " resync compares every block."
+        " written lately may fail from now on. Run `dmsoft start` on the running mirror at once: tracking is taken off,"
+        " so that writes go on, and begun anew if the disk of the record allows it. The next resync compares every"
+        " block."
+    ),
+    "tracking-off": (
+        "Nothing records which blocks of a mirror are written.\n\nThe record failed or filled up, or this kernel's"
+        " tracking failed its check before the mirror was started; the alert says which. The primary is used as always,"
+        " nothing is known of any secondary. `dmsoft resync` tries to begin tracking anew; if it can, it compares every"
+        " block and all is well again, and if not, it copies what differs and promises nothing. `dmsoft doctor` tells"
+        " whether this kernel tracks as it should."
     ),
     "tracking-doubt": (
         "The record of which blocks were written does not verify.\n\nThe data on the primary is not touched by that. At"
         " the next start tracking begins anew, and the next resync compares every block."
     ),
+    "metadata-missing": (
+        "The device that keeps the record of which blocks were written is not here.\n\nThe mirror can be started when"
+        " it is plugged in. If it is lost for good, make the mirror anew: its data are still on the primary."
+    ),
     "metadata-filling": (
-        "The room for the record of which blocks were written is nearly full.\n\nIf it fills up, writes fail. Usually"
-        " it empties by itself within seconds; if it does not, stop the mirror and start it again."
+        "The room for the record of which blocks were written is filling up.\n\nOnce it is full, writes fail. Usually"
+        " it empties by itself within seconds. If it does not, somebody may hold a metadata snapshot (see dmsetup)."
+        " `dmsoft start` on the running mirror makes the record anew when it is full or fails."
     ),
     "header-torn": (
         "One of the two copies of a member's header is damaged.\n\nThe other one counts, and the next write of the"

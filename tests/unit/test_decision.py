@@ -138,3 +138,14 @@ def test_a_disk_that_is_away_is_never_better_off_than_its_record(sync: Sync) -> 
     found = from_record(primary(mine), mine)
     if found.since is not None:
         assert sync.doubt is None and sync.tracker == TRACKER and found.since == sync.era
+
+
+def test_without_tracking_every_copied_secondary_is_compared() -> None:
+    """Whatever its token, tracker and era say, here and away; one that was never copied is copied."""
+    mine = record("s1", sync=SYNCED).replace(token_confirmed=TOKEN)
+    off = primary(mine)
+    off = off.replace(tracker=off.tracker.replace(doubt="the metadata failed"))
+    for found in (decide(off, mine, secondary(off, "s1", sync=SYNCED), ERA), from_record(off, mine)):
+        assert (found.kind, found.since) == ("compare", None) and "the metadata failed" in found.reason
+    fresh = record("s1")
+    assert decide(off, fresh, secondary(off, "s1"), ERA).kind == from_record(off, fresh).kind == "full"

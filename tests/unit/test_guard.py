@@ -19,9 +19,11 @@ Process = subprocess.Popen[bytes]
 
 
 @contextmanager
-def keeping(suspended: list[str], lock: Path | None = None, **fails: dict[str, int]) -> Iterator[Process]:
+def keeping(
+    suspended: list[str], lock: Path | None = None, *, way_out: int | None = None, **fails: dict[str, int]
+) -> Iterator[Process]:
     """The loop in a process of its own, its pipes in our hands."""
-    asked = {"suspended": suspended, "fails": fails} | ({"lock": str(lock)} if lock else {})
+    asked = {"suspended": suspended, "fails": fails, "way_out": way_out} | ({"lock": str(lock)} if lock else {})
     argv = [sys.executable, "-m", "tests.guard_stand_in", json.dumps(asked)]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, bufsize=0) as process:
@@ -153,3 +155,28 @@ def test_a_hung_caller_gets_its_top_back_though_the_first_try_failed() -> None:
         lines = [process.stderr.readline().decode().strip() for _ in range(5)]
         assert process.poll() is None
         assert lines == ["load lower failed", "resume top failed", *IN_ORDER]
+
+
+@pytest.mark.parametrize("step", ["deadline 0.05\n", ""])
+def test_a_top_that_cannot_be_resumed_takes_the_way_out(step: str) -> None:
+    """Its era metadata failed while it stood still: no resume will ever work."""
+    with keeping(BOTH, way_out=0, top={"resume": 1000}) as process:
+        tell(process, f"arm\n{step}")
+        time.sleep(1 if step else 0)
+        done, said = end(process)
+        assert done == ["load lower", "resume lower", "resume top failed", "way out"]
+        assert said.startswith(b"tripped\n")
+
+
+def test_a_way_out_that_fails_is_tried_again() -> None:
+    """The header could not be written, so the top may not leave the era: it stays suspended until it can."""
+    with keeping(["top"], way_out=2, top={"resume": 1000}) as process:
+        tell(process, "arm\n")
+        done, _ = end(process)
+        assert done == ["resume top failed", "way out failed"] * 2 + ["resume top failed", "way out"]
+
+
+def test_a_top_that_resumes_never_takes_it() -> None:
+    with keeping(["top"], way_out=0) as process:
+        tell(process, "arm\n")
+        assert end(process)[0] == ["resume top"]

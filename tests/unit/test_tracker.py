@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmsoft.era.superblock import MAGIC, SpaceMapRoot, Superblock, WritesetRoot
-from dmsoft.member.payload import Tracker
-from dmsoft.mirror.tracker import Found, doubt
+from dmsoft.member.payload import Sync, Tracker
+from dmsoft.mirror.tracker import Found, bounded, doubt, revoked
+from tests import mirror_model
 
 ID = "c" * 32
 DIGEST, OTHER = "1" * 64, "2" * 64
@@ -55,6 +56,8 @@ def test_what_is_still_ours(tracker: Tracker, found: Found) -> None:
 @pytest.mark.parametrize(
     ("tracker", "found", "why"),
     [
+        (CLEAN.replace(doubt="given up"), seen(), "given up"),  # however well it looks
+        (UNFINISHED.replace(doubt="given up"), ZERO, "given up"),
         (CLEAN, ZERO, "zeroed"),
         (CRASHED, ZERO, "zeroed"),
         (CLEAN, seen(None, problem="block 7 is torn"), "block 7 is torn"),
@@ -84,3 +87,27 @@ def test_formatted_metadata_is_believed_only_if_nothing_contradicts(
     sound = blocks in (0, BLOCKS) and tracker.clean_digest in (None, digest)
     sound = sound and not (tracker.formatted and era < tracker.era_floor)
     assert (judge(tracker, found) is None) == sound
+
+
+@pytest.mark.parametrize("tracked", [True, False])
+def test_what_is_revoked(tracked: bool) -> None:
+    synced = mirror_model.record("a", sync=Sync(era=5, tracker=ID, token="7" * 32))
+    synced = synced.replace(token_pending="7" * 32, token_confirmed="8" * 32)
+    before = mirror_model.primary(synced, mirror_model.record("b"))
+    now = revoked(before, "r" * 300, tracked=tracked)
+    assert now.tracker.id != before.tracker.id and now.tracker.clean_digest is None and now.tracker.era_floor == 0
+    assert (now.tracker.doubt is None) == tracked
+    assert now.tracker.formatted, "a create that has ended has ended"
+    unfinished = before.replace(tracker=Tracker(ID))
+    assert revoked(unfinished, "r", tracked=tracked).tracker.formatted != tracked
+    copied, fresh = now.members
+    assert (copied.sync.doubt, copied.token_pending, copied.token_confirmed) == ("r" * 200, None, None)
+    assert fresh.sync == Sync(), "one never copied has nothing to doubt"
+    assert now.replace(tracker=before.tracker, members=before.members) == before
+
+
+def test_a_pending_token_is_bounded_once() -> None:
+    pending = mirror_model.record("a").replace(token_pending="7" * 32)
+    assert bounded(pending, 4).pending_most == 4
+    assert bounded(bounded(pending, 4), 9).pending_most == 4
+    assert bounded(mirror_model.record("a"), 4).pending_most is None

@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A mirror that goes on without tracking, and the way back.
+
+The metadata of dm-era can fill up or fail, and then writes to the top fail with them. What can still be had is the
+primary: tracking is given up, the top becomes a plain linear device, every secondary is unknown. A kernel or stack
+that fails the canary never gets further than that. While it lasts, `Tracker.doubt` in the primary's header says why,
+each resync compares every block and promises nothing, and `status` raises an alert.
+
+Back: a new tracker life on fresh metadata, after the canary. Its id is durable before the metadata are zeroed, and the
+doubt is taken from the header last of all.
+"""
+
+import contextlib
+
+from dmsoft.dm import memory
+from dmsoft.dm.device import Device
+from dmsoft.dm.targets import Table
+from dmsoft.errors import DeviceError, DmsoftError, MetadataError, NotFoundError
+from dmsoft.member.gate import open_exclusive
+from dmsoft.mirror import attach, canary, tracker
+from dmsoft.mirror.barrier import DEADLINE_SECONDS
+from dmsoft.mirror.execute import dismantle, ensure
+from dmsoft.mirror.guard import Guard, resume_top
+from dmsoft.mirror.lock import locked
+from dmsoft.mirror.plan import base, metadata_place, untracked_top
+from dmsoft.mirror.running import NoRoomError, Running, device, is_tracked, node_path, write
+
+_METADATA_BLOCK = 4096
+_LOCK_SECONDS = 30.0
+# Between why tracking was given up and why it could not be begun anew.
+_AND = ", and then: "
+
+
+def trouble(running: Running) -> str | None:
+    """Why the running mirror does not track, or will not for long; None if all is well.
+
+    Full metadata are given time to be digested first. The answer to it is `mend`.
+    """
+    if running.payload.tracker.doubt is not None:
+        return running.payload.tracker.doubt
+    if not is_tracked(running.names):
+        return "tracking is off"
+    if running.era_status().failed:
+        return "the era metadata failed"
+    try:
+        running.await_room()
+    except NoRoomError:
+        return "the era metadata is full" if not running.era_status().failed else "the era metadata failed"
+    except (DeviceError, MetadataError, NotFoundError) as err:
+        return f"the era metadata cannot be read ({err.message.rstrip('.')})"
+    return None
+
+
+def mend(running: Running, guard: Guard) -> str | None:
+    """If tracking is in trouble, give it up and begin it anew. Returns what was wrong, None if nothing was.
+
+    Afterwards ``Tracker.doubt`` says why nothing is tracked if it could not be begun: the primary goes on either way.
+    """
+    reason = trouble(running)
+    if reason is None:
+        return None
+    if is_tracked(running.names) or running.payload.tracker.doubt is None:
+        give_up(running, guard, reason)
+    restore(running, guard)
+    return reason
+
+
+def give_up(running: Running, guard: Guard, reason: str) -> None:
+    """Go on without tracking: the header first, then the top. Idempotent.
+
+    Raises `DeviceError` if the header cannot be written; the top stays as it is then.
+    """
+    with running.writing():
+        running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
+    if is_tracked(running.names):
+        _swap(running, guard, untracked_top(running.payload).table)
+
+
+def restore(running: Running, guard: Guard) -> str | None:
+    """Begin a new tracker life under a running mirror whose tracking was given up; why it could not be, else None."""
+    reason = running.payload.tracker.doubt or "tracking is off"
+    try:
+        wrong = _restore(running, guard, reason)
+    except DmsoftError as err:
+        wrong = err.message.rstrip(".")
+    if wrong is not None:
+        give_up(running, guard, f"{reason.split(_AND)[0]}{_AND}{wrong}")
+    return wrong
+
+
+def _restore(running: Running, guard: Guard, reason: str) -> str | None:
+    slot_set = attach.free_slot_set(running)
+    metadata, _, top = base(running.assembly.primary, running.assembly.metadata)
+    with running.writing():
+        running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
+        canary.clear(running, slot_set)
+    if (wrong := canary.prove(running, slot_set)) is not None:
+        return wrong
+    dismantle([metadata.node])  # it may stand on a disk that is gone
+    zero_metadata(running)
+    ensure([metadata])
+    # Loaded before the suspend, unlike an era over an era: nobody else writes these metadata.
+    _swap(running, guard, top.table)
+    if (wrong := canary.reads_the_top(running)) is not None:
+        return wrong
+    hold_era(running)
+    return None
+
+
+def zero_metadata(running: Running) -> None:
+    """Zero block 0, which tells the kernel to format. Raises `DeviceError`, `NotFoundError`."""
+    payload, metadata = running.payload, running.assembly.metadata
+    number, region = metadata_place(running.assembly.primary, metadata)
+    member = payload if metadata is None else metadata.payload
+    with open_exclusive(
+        node_path(number), purpose="member", expect=member.identity, member_uuid=member.member_uuid,
+        own_uuid_prefix=running.names.prefix,
+    ) as disk:  # fmt: skip
+        what = "The primary" if metadata is None else "The metadata device"
+        write(disk, bytes(_METADATA_BLOCK), region.offset, what)
+
+
+def hold_era(running: Running) -> None:
+    """Permissions are taken away, whichever copy counts: from here on the kernel may not format, and metadata from
+    before this start, which lacks its marks, is not taken for this life's after a crash. What is tracked counts."""
+    era = running.era_status().era
+    with running.writing():
+        held = running.payload.tracker.replace(formatted=True, era_floor=era, doubt=None)
+        members = tuple(tracker.bounded(record, era - 1) for record in running.payload.members)
+        running.withdraw(running.payload.replace(tracker=held, members=members))
+
+
+def _swap(running: Running, guard: Guard, table: Table) -> None:
+    """Replace the top's table while it is in use. In between nothing forks and nothing faults, and the guard stands by.
+
+    Raises `TrackingLostError` if the new table is an era that does not begin: the top is plain then.
+    """
+    names, top = running.names, device(running.names.top)
+    with locked(names.mirror_uuid, "kernel", timeout=_LOCK_SECONDS, name=names.name), memory.locked():
+        top.load(table)
+        guard.arm()
+        try:
+            top.suspend(lockfs=False)
+            guard.deadline(DEADLINE_SECONDS)
+            cookie = resume_top(top, guard.way_out)
+        except BaseException:
+            _unless_suspended(top, guard)
+            raise
+        guard.disarm()
+    if cookie is not None:
+        cookie.wait()
+
+
+def _unless_suspended(top: Device, guard: Guard) -> None:
+    """After an error: if the top stands still it is the guard's turn, else nothing may wait in its inactive slot."""
+    info = top.require()
+    if not info.suspended:
+        guard.disarm()
+        with contextlib.suppress(DmsoftError):
+            top.clear()

@@ -1,0 +1,424 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Tracking that fails: the header says so first, the primary goes on, and a compare brings everything back."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dmsoft.dm.targets import Linear, single
+from dmsoft.era.reader import EraReader
+from dmsoft.errors import DmsoftError
+from dmsoft.member import header, regions
+from dmsoft.mirror import barrier, canary, locate, plan, untracked
+from dmsoft.mirror.running import Running, device, guard_of
+from dmsoft.mirror.wayout import TrackingLostError
+from dmsoft.units import KIB, MIB, Sectors
+from tests.vm.rig import NAME, Rig, Writer, dmsoft, ok, ours, read, sh, suspended, table, unchanged, wait_until
+
+pytest_plugins = ("tests.vm.rig",)
+
+SIZE = 32 * MIB
+BLOCKS = 23
+IO_ERRORS = "dm-flakey|I/O error|era|space map|Buffer"
+
+
+def cut_metadata(rig: Rig, *options: str, **more: str) -> str:
+    """A small synced mirror whose era metadata lie on a device that can be broken; returns that device."""
+    metadata = rig.cut("c0", 16 * MIB)
+    rig.create("--metadata", metadata, *options, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE), **more)
+    rig.resync()
+    return metadata
+
+
+def is_untracked(rig: Rig) -> str:
+    """The top is plain and runs, and everybody is told; returns the reason."""
+    assert table(NAME).startswith("linear ") and not suspended()
+    status = rig.status(code=9)
+    assert [alert["code"] for alert in status["alerts"]].count("tracking-off") == 1
+    assert {each["state"] for each in status["secondaries"]} == {"unknown"}
+    assert status["era"]["current"] is None
+    copies = header.read(rig.primary).copies
+    assert all(copy.status == "ok" and copy.payload.tracker.doubt for copy in copies), "both copies have it"
+    assert rig.stale("one") == set(range(BLOCKS))
+    return str(rig.primary_header().tracker.doubt)
+
+
+def is_tracked(rig: Rig, kind: str, *, attached: bool = False, busy: bool = False) -> None:
+    """A resync brings everything back, and from then on copies are incremental again."""
+    done = rig.resync()
+    assert (done["kind"], done["converged"]) == (kind, True)
+    assert table(NAME).startswith("era ") and rig.primary_header().tracker.doubt is None
+    assert rig.states() == {"one": "attached" if attached else "stale" if busy else "current"}
+    if not busy:
+        rig.write(20)
+        done = rig.resync()
+        assert (done["kind"], done["bytes_copied"]) == ("incremental", MIB)
+
+
+def broken(rig: Rig, metadata: str) -> None:
+    """Break the metadata device, and have dm-era notice, at a block that nobody else writes."""
+    rig.behave(metadata, "c0", "error_writes")
+    with pytest.raises(OSError, match="Input/output error"):
+        rig.write(21)
+
+
+@contextlib.contextmanager
+def stubborn(rig: Rig) -> Iterator[Writer]:
+    """A process that writes to the first half of the mirror, goes on after errors and notes them."""
+    writer = Writer(rig.top, rig.chance.randrange(1 << 32), span=16 * MIB)
+    try:
+        yield writer
+    finally:
+        writer.stop()
+
+
+@pytest.mark.smoke
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_failing_metadata(rig: Rig) -> None:
+    """Under a writer: errors until tracking is given up, none afterwards, and none when it comes back."""
+    metadata = cut_metadata(rig)
+    with stubborn(rig) as writer:
+        broken(rig, metadata)
+        failed = rig.status(code=9)
+        codes = [alert["code"] for alert in failed["alerts"]]
+        assert "tracking-failed" in codes and "tracking-off" not in codes
+        assert f"dmsoft start {NAME}" in failed["alerts"][0]["summary"]
+        done = ok("start", NAME, "--json").json
+    assert done["already"] and "era metadata failed" in done["doubt"] and "era metadata failed" in done["untracked"]
+    assert writer.count
+    is_untracked(rig)
+
+    with rig.writing(span=16 * MIB):  # raises at its end if a write failed
+        rig.write(3, 22)
+        # The metadata device still fails: all that can be done is to copy.
+        blind = dmsoft("resync", NAME, "--json")
+        assert blind.code == 0 and not blind.json["converged"] and blind.json["kind"] == "compare", blind
+        is_untracked(rig)
+        assert ok("start", NAME, "--json").json["untracked"]
+        rig.behave(metadata, "c0")
+        is_tracked(rig, "compare", busy=True)
+    assert rig.resync()["kind"] == "incremental"
+    rig.equal()
+    with unchanged(rig.secondaries["one"]):
+        assert ok("start", NAME, "--json").json["doubt"] is None
+    assert rig.states() == {"one": "current"}
+
+
+@pytest.mark.slow
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_a_start_with_failing_metadata_is_one_without_tracking(rig: Rig) -> None:
+    metadata = cut_metadata(rig)
+    rig.write(4)
+    ok("stop", NAME)
+    rig.behave(metadata, "c0", "error_writes")
+    started = ok("start", NAME, "--json").json
+    assert started["untracked"] and not started["already"]
+    is_untracked(rig)
+    rig.write(5)
+    ok("stop", NAME)
+    assert rig.status(code=9)["alerts"][0]["code"] == "tracking-off"
+    assert ok("start", NAME, "--json").json["untracked"]
+    rig.write(6)
+    assert rig.differing("one") == {4, 5, 6}
+    ok("stop", NAME)
+    rig.behave(metadata, "c0")
+    again = ok("start", NAME, "--json").json
+    assert again["untracked"] is None and again["doubt"]
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
+@pytest.mark.slow
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_an_unplugged_metadata_device(rig: Rig, unplug: Callable[[str], None], replug: Callable[[str], None]) -> None:
+    rig.create("--metadata", str(rig.disks["c0"]), primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    unplug("c0")
+    with pytest.raises(OSError, match="Input/output error"):
+        rig.write(3)
+    assert "tracking-failed" in [alert["code"] for alert in rig.status(code=9)["alerts"]]
+    assert "not here" in ok("start", NAME, "--json").json["untracked"]
+    rig.write(3)
+    is_untracked(rig)
+    replug("c0")
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
+@pytest.mark.slow
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_failing_metadata_in_write_behind_mode(rig: Rig) -> None:
+    metadata = cut_metadata(rig, "--mode", "write-behind")
+    assert rig.states() == {"one": "attached"}
+    with stubborn(rig):
+        broken(rig, metadata)
+        assert ok("start", NAME, "--json").json["untracked"]
+    assert table(f"{NAME}-lower").startswith("raid ")
+    is_untracked(rig)
+    with rig.writing(span=16 * MIB):
+        rig.write(3)
+        rig.behave(metadata, "c0")
+        assert ok("start", NAME, "--json").json["untracked"] is None
+        assert rig.states(code=9) == {"one": "unknown"}
+        is_tracked(rig, "compare", attached=True, busy=True)
+    ok("stop", NAME)
+    rig.equal()
+
+
+# Enough to start with 23 MiB in blocks of 4 KiB, and too little for the second era.
+TINY = 21 * 4 * KIB
+
+
+def tiny_metadata(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror with less room for its metadata than dmsoft would ever give it."""
+    monkeypatch.setattr(regions, "metadata_bytes", lambda _: TINY)
+    metadata = rig.cut("c0", MIB + TINY)
+    rig.create(
+        "--metadata", metadata, "--block-size", "4K", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE)
+    )  # fmt: skip
+
+
+def fill(rig: Rig) -> None:
+    """Write and roll until the metadata are full: then a write fails, or a checkpoint."""
+    top = device(Running.of(locate.assemble(NAME)).names.top)
+    for turn in range(12):
+        try:
+            rig.write(turn * 13 % 4000, block_bytes=4 * KIB)
+        except OSError:
+            return
+        with contextlib.suppress(DmsoftError):
+            top.message("checkpoint")
+    raise AssertionError("the metadata never became full")
+
+
+@pytest.mark.slow
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_full_metadata(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_metadata(rig, monkeypatch)
+    fill(rig)
+    assert rig.status(code=9)["alerts"]
+    done = ok("start", NAME, "--json").json
+    assert "era metadata" in done["doubt"] and done["untracked"] is None
+    # Fresh metadata on the same device: it tracks again, and what was written meanwhile is compared.
+    assert table(NAME).startswith("era ")
+    rig.write(1, 2, 3, block_bytes=4 * KIB)
+
+
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_a_barrier_whose_era_cannot_begin(rig: Rig) -> None:
+    """The kernel would leave the mirror suspended for good."""
+    metadata = cut_metadata(rig)
+    running = Running.of(locate.assemble(NAME))
+    with guard_of(running, coupled=False) as guard:
+        with pytest.raises(TrackingLostError), barrier.barrier(running.names, guard, freeze=False):
+            # With the top suspended nothing is written to it; its metadata fail at the resume.
+            rig.behave(metadata, "c0", "error_writes")
+        assert not guard.tripped()
+    is_untracked(rig)
+    rig.write(3)
+    rig.behave(metadata, "c0")
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
+_PROGRAM = """
+import sys, time
+from dmsoft.mirror import barrier, locate
+from dmsoft.mirror.running import Running, device, guard_of
+
+running = Running.of(locate.assemble(sys.argv[1]))
+with guard_of(running, coupled=True) as guard:
+    with barrier.barrier(running.names, guard, freeze=False, deadline=600):
+        print("here", flush=True)
+        time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_the_guard_takes_the_way_out_when_its_owner_is_dead(rig: Rig) -> None:
+    metadata = cut_metadata(rig)
+    process = subprocess.Popen([sys.executable, "-c", _PROGRAM, NAME], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "here\n"
+    rig.behave(metadata, "c0", "error_writes")
+    process.kill()
+    process.wait()
+    wait_until("nothing is suspended", lambda: not suspended())
+    is_untracked(rig)
+    rig.write(3)
+
+
+@pytest.mark.slow
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_the_header_comes_before_the_top(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever dies between the two has lost the tracking, never a mark."""
+    cut_metadata(rig)
+    rig.write(7)
+
+    def dies(*_: object) -> None:
+        assert all(copy.payload.tracker.doubt for copy in header.read(rig.primary).copies)
+        raise KeyboardInterrupt
+
+    running = Running.of(locate.assemble(NAME))
+    with monkeypatch.context() as patched, guard_of(running, coupled=False) as guard:
+        patched.setattr(untracked, "_swap", dies)
+        with pytest.raises(KeyboardInterrupt):
+            untracked.give_up(running, guard, "a test")
+    assert table(NAME).startswith("era ")
+    assert rig.states(code=9) == {"one": "unknown"} and rig.stale("one") == set(range(BLOCKS))
+    for name in (NAME, "m-one", "m-lower", "m-metadata"):
+        sh("dmsetup", "remove", "--retry", name)
+    assert "a test" in ok("start", NAME, "--json").json["doubt"]
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
+@pytest.mark.smoke
+def test_the_canary_leaves_no_trace(rig: Rig) -> None:
+    """No device, no byte of the user's, no mark: what is current stays so, and the next resync has nothing to do."""
+    rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.write(*range(BLOCKS - 1))
+    rig.resync()
+    ok("stop", NAME)
+    data = rig.primary_header().regions["data"]
+    before = read(rig.primary, data.offset, data.length)
+    ok("start", NAME)
+    assert read(rig.primary, data.offset, data.length) == before
+    assert ours() == ["m", "m-lower", "m-metadata", "m-one"]
+    assert rig.states() == {"one": "current"} and rig.resync()["kind"] == "none"
+
+
+def _linear_canary(*arguments: object) -> list[plan.Wanted]:
+    """A canary whose era is none: what is written to it is recorded nowhere."""
+    metadata, data, era = plan_canary(*arguments)  # type: ignore[arg-type]
+    return [metadata, data, plan.Wanted(era.node, single(era.table[0].length, Linear(data.node.path, Sectors(0))))]
+
+
+plan_canary = plan.canary
+
+
+class Copied(EraReader):
+    """A reader that looks at a copy of the metadata, as they were a while ago."""
+
+    def __init__(self, path: str, *, offset_bytes: int, length_bytes: int) -> None:
+        copy = Path("/run/copied-metadata")
+        if not copy.exists():
+            copy.write_bytes(read(path, offset_bytes, length_bytes))
+        super().__init__(copy)
+
+
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader that lists nothing."""
+    empty = type("Deaf", (EraReader,), {})
+
+    def written_since(self: EraReader, era: int, *, snapshot: bool = False) -> object:
+        found = EraReader.written_since(self, era, snapshot=snapshot)
+        found.blocks.words[:] = 0
+        return found
+
+    empty.written_since = written_since  # type: ignore[attr-defined]
+    monkeypatch.setattr(canary, "EraReader", empty)
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param("linear", marks=pytest.mark.slow), pytest.param("copy", marks=pytest.mark.slow), "deaf"]
+)
+def test_a_stack_that_fails_the_canary(rig: Rig, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    rig.write(4)
+    ok("stop", NAME)
+    with monkeypatch.context() as patched, contextlib.ExitStack() as after:
+        after.callback(Path("/run/copied-metadata").unlink, missing_ok=True)
+        match fault:
+            case "linear":
+                patched.setattr(plan, "canary", _linear_canary)
+            case "copy":
+                patched.setattr(canary, "EraReader", Copied)
+            case "deaf":
+                deaf(patched)
+        said = ok("start", NAME, "--json").json["untracked"]
+        assert "tracking cannot be trusted" in said
+        assert "was not recorded" in said or fault == "linear"
+        assert "tracking cannot be trusted" in is_untracked(rig)
+        rig.write(5)
+        # Demoted: every resync compares everything.
+        done = rig.resync()
+        assert (done["kind"], done["converged"], done["bytes_copied"]) == ("compare", False, 2 * MIB)
+        rig.equal()
+        is_untracked(rig)
+        done = rig.resync()
+        assert (done["kind"], done["bytes_copied"]) == ("compare", 0)
+        ok("stop", NAME)
+        assert "cannot be trusted" in ok("start", NAME, "--json").json["untracked"]
+    # A later canary that passes begins a new life.
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
+@pytest.mark.slow
+def test_metadata_that_the_reader_does_not_find(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary is well and the mirror's own record is read elsewhere: the era tells."""
+    rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    ok("stop", NAME)
+    place = rig.primary_header().regions["metadata"]
+    copy = Path("/run/copied-metadata")
+    copy.write_bytes(read(rig.primary, place.offset, place.length))
+
+    @contextlib.contextmanager
+    def elsewhere(self: Running) -> Iterator[EraReader]:
+        with EraReader(copy) as reader:
+            yield reader
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Running, "era_reader", elsewhere)
+        assert "as they are read" in ok("start", NAME, "--json").json["untracked"]
+    copy.unlink()
+    is_untracked(rig)
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
+@pytest.mark.slow
+def test_a_first_copy_without_tracking_is_not_made_twice(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(plan, "canary", _linear_canary)
+        rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+        rig.write(4)
+        assert rig.resync()["kind"] == "full"
+        rig.equal()
+        assert (rig.resync()["kind"], rig.states(code=9)) == ("compare", {"one": "unknown"})
+        # It is no create that was cut short: nothing may be made in its place.
+        words = ("create", NAME, "--primary", rig.primary, "--secondary", f"one={rig.secondaries['one']}", "--yes")
+        assert dmsoft(*words).code == 4
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["m-canary", "m-canary-data", "m-canary-metadata"])
+def test_a_start_that_died_in_its_canary(rig: Rig, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it left is taken down by the next one, suspended or not."""
+    rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    ok("stop", NAME)
+
+    def dies(era: object, *_: object) -> None:
+        sh("dmsetup", "suspend", name)
+        os._exit(9)
+
+    pid = os.fork()
+    if pid == 0:
+        monkeypatch.setattr(canary, "check", dies)
+        dmsoft("start", NAME)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    assert "m-canary" in ours() and suspended() == [name]
+    assert ok("start", NAME, "--json").json["doubt"] is None
+    assert ours() == ["m", "m-lower", "m-metadata", "m-one"] and rig.states() == {"one": "current"}
