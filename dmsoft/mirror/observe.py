@@ -16,6 +16,7 @@ from dmsoft.dm.device import devices
 from dmsoft.dm.failures import SuspendedError
 from dmsoft.dm.targets import EraStatus
 from dmsoft.era.blocks import BlockSet
+from dmsoft.era.spread import spread
 from dmsoft.errors import BusyError, DmsoftError, NotFoundError, NotRootError
 from dmsoft.member import regions
 from dmsoft.member.payload import MemberRecord, Secondary
@@ -31,6 +32,7 @@ from dmsoft.units import format_size
 State = Literal["current", "attached", "stale", "syncing", "away", "missing", "failed", "unknown", "diverged"]
 _BAD: frozenset[State] = frozenset({"failed", "unknown", "diverged"})
 _LOCK_SECONDS = 5.0
+_MAP_PARTS = 40
 _FILL_WARNING = 0.75
 
 
@@ -53,6 +55,8 @@ class ViaView(msgspec.Struct, frozen=True):
 
 
 class SecondaryView(msgspec.Struct, frozen=True):
+    """``stale_map``: how much of each of up to 40 equal parts of the device is stale, in percent."""
+
     label: str
     uuid: str
     device: str | None
@@ -66,6 +70,7 @@ class SecondaryView(msgspec.Struct, frozen=True):
     consistent_as_of: str | None = None
     reason: str | None = None
     progress: float | None = None
+    stale_map: tuple[int, ...] | None = None
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -252,6 +257,7 @@ class _Observer:
             None if blocks is None else self._bytes(blocks),
             _lag(sync.consistent_as_of, blocks, state),
             sync.consistent_as_of, reason or decision.reason, share,
+            None if blocks is None else spread(blocks, _MAP_PARTS),
         )  # fmt: skip
 
     def _bytes(self, blocks: BlockSet) -> int:

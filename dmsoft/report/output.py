@@ -82,6 +82,13 @@ def show_table(table: "Table", *, indent: int = 2) -> None:
         click.echo(line.rstrip())
 
 
+def speaks_unicode() -> bool:
+    """Whether standard output is a terminal that shows more than ASCII."""
+    name = next((value for key in ("LC_ALL", "LC_CTYPE", "LANG") if (value := os.environ.get(key))), "")
+    encoding = (sys.stdout.encoding or "").lower().replace("-", "")
+    return sys.stdout.isatty() and encoding == "utf8" and "utf8" in name.lower().replace("-", "")
+
+
 def _columns(*, err: bool) -> int | None:
     """Where lines end: the terminal's width or COLUMNS, None for a pipe."""
     stream = sys.stderr if err else sys.stdout

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The status tables, made to be read at 80 columns."""
 
+import click
 from rich.table import Table
 from rich.text import Text
 
 from dmsoft.mirror.observe import MirrorView, SecondaryView, StatusView, summary
-from dmsoft.report.output import clean, console, say, show_table
+from dmsoft.report.maps import line
+from dmsoft.report.output import clean, console, say, show_table, speaks_unicode
 from dmsoft.units import format_duration, format_size
 
 _STYLES = {
@@ -35,6 +37,7 @@ def _show_mirror(mirror: MirrorView) -> None:
     say(f"  {line}", hang=2)
     if mirror.secondaries:
         show_table(_table(mirror.secondaries))
+        _show_maps(mirror.secondaries)
     for alert in mirror.alerts:
         say(f"  {alert.code}: {alert.summary}", hang=2)
 
@@ -56,6 +59,14 @@ def _table(secondaries: tuple[SecondaryView, ...]) -> Table:
     for secondary in secondaries:
         table.add_row(*_row(secondary))
     return table
+
+
+def _show_maps(secondaries: tuple[SecondaryView, ...]) -> None:
+    """Where the staleness lies, for each of which some is stale and some is not; at most 80 columns."""
+    some = [view for view in secondaries if view.stale_map and max(view.stale_map) and min(view.stale_map) < 100]
+    width = max((len(view.label) for view in some), default=0)
+    for view in some:
+        click.echo(f"  {view.label:{width}}  {line(view.stale_map or (), unicode=speaks_unicode())}")
 
 
 def _row(view: SecondaryView) -> list[Text]:

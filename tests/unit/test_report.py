@@ -3,10 +3,13 @@
 
 import re
 
+import msgspec
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dmsoft.era.blocks import BlockSet
+from dmsoft.era.spread import spread
 from dmsoft.mirror.missing import Missing
 from dmsoft.mirror.observe import (
     Alert,
@@ -20,7 +23,7 @@ from dmsoft.mirror.observe import (
 )
 from dmsoft.mirror.progress import Planned
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
-from dmsoft.report import progress, resync, stale, status
+from dmsoft.report import maps, progress, ranges, resync, stale, status
 from dmsoft.report.output import say
 from dmsoft.units import GIB, MIB
 
@@ -108,7 +111,7 @@ def test_no_control_character_out_of_a_header_is_printed(
     view = SecondaryView("one", "0" * 32, f"/dev/x{ESCAPE}", "unknown", ViaView("direct"), "periodic", reason=ESCAPE)
     status.show(_mirror(view, alerts=(Alert("secondary-unknown", f"one: [red]{ESCAPE}."),), device=f"/dev/{ESCAPE}"))
     say(f"Error: {ESCAPE}")
-    stale.show("archive", "one", Missing(MIB, None, [(0, 1024)], 1024, GIB, f"doubt: {ESCAPE}"))
+    stale.show("archive", "one", Missing(MIB, None, [(0, 1024)], 1024, GIB, f"doubt: {ESCAPE}", GIB, (100,)))
     resync.show(_outcome("compare", reason=ESCAPE), dry_run=True)
     print(progress.sentence(Planned("one", "compare", ESCAPE, GIB)))
     out = capsys.readouterr().out
@@ -155,8 +158,110 @@ def test_a_copy_that_is_no_whole_point_in_time_is_not_called_one(
     assert "as of" not in out
 
 
+MISSING = Missing(MIB, 5, [(0, 1), (17, 4)], 5, 5 * MIB, "it holds everything before era 5", 64 * MIB, (60, 0, 78, 40))
+
+
 def test_stale_says_what_is_missing_and_why(piped: None, capsys: pytest.CaptureFixture[str]) -> None:
-    stale.show("archive", "one", Missing(MIB, 5, [(0, 1), (17, 4)], 5, 5 * MIB, "it holds everything before era 5"))
+    stale.show("archive", "one", MISSING)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "one misses 5 MiB of archive (5 blocks of 1 MiB in 2 runs): it holds everything before era 5."
-    assert [line.split() for line in lines[2:]] == [["0", "1", "0", "1", "MiB"], ["17", "4", str(17 * MIB), "4", "MiB"]]
+    assert lines[1] == "  [+ *-]"  # a pipe gets ASCII
+    assert [line.split() for line in lines[3:]] == [["0", "1", "0", "1", "MiB"], ["17", "4", str(17 * MIB), "4", "MiB"]]
+
+
+def test_what_was_written_since_an_era_is_not_called_missing(piped: None, capsys: pytest.CaptureFixture[str]) -> None:
+    stale.show("archive", "one", msgspec.structs.replace(MISSING, asked=True))
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said.startswith("5 MiB of archive (5 blocks of 1 MiB in 2 runs) were written in era 5 or later.")
+    assert "misses" not in said
+
+
+@given(st.lists(st.integers(0, 100), min_size=1, max_size=64), st.booleans())
+def test_a_map_has_a_sign_for_each_part_and_says_nothing_and_everything_exactly(
+    percents: list[int], unicode: bool
+) -> None:
+    shown = maps.line(percents, unicode=unicode)
+    assert len(shown) == len(percents) + 2 <= 80 and (shown[0], shown[-1]) == ("[", "]")
+    assert unicode or shown.isascii()
+    none, full = (" ", "█") if unicode else (" ", "#")
+    for percent, sign in zip(percents, shown[1:-1], strict=True):
+        assert (sign == none) == (percent == 0)
+        assert (sign == full) == (percent == 100)
+    heights = [maps.line([percent], unicode=unicode) for percent in range(101)]
+    signs = " ▁▂▃▄▅▆▇█" if unicode else " .:-=+*%#"
+    order = [signs.index(height[1]) for height in heights]
+    assert order == sorted(order) and set(order) == set(range(9))
+
+
+@given(st.integers(1, 500), st.integers(1, 64), st.data())
+def test_a_spread_counts_every_block_once(nr_blocks: int, parts: int, data: st.DataObject) -> None:
+    wanted = data.draw(st.sets(st.integers(0, nr_blocks - 1)))
+    blocks = BlockSet.from_extents(nr_blocks, [(block, 1) for block in wanted])
+    found = spread(blocks, parts)
+    parts = min(parts, nr_blocks)
+    assert len(found) == parts
+    for part, percent in enumerate(found):
+        begin, end = nr_blocks * part // parts, nr_blocks * (part + 1) // parts
+        count = len(wanted & set(range(begin, end)))
+        assert percent == (
+            0 if not count else 100 if count == end - begin else min(max(100 * count // (end - begin), 1), 99)
+        )
+
+
+def test_the_spread_of_nothing() -> None:
+    assert spread(BlockSet.empty(0), 40) == ()
+    assert spread(BlockSet.full(3), 40) == (100, 100, 100)
+
+
+def _missing(block_bytes: int, total: int, short: int, wanted: set[int]) -> Missing:
+    blocks = BlockSet.from_extents(total, [(block, 1) for block in wanted if block < total])
+    size = total * block_bytes - short * 512
+    extents = [(first, count) for first, count in blocks.extents().tolist()]
+    return Missing(block_bytes, 5, extents, blocks.count(), 0, "", size, spread(blocks, 64))
+
+
+@given(
+    st.builds(
+        _missing, st.sampled_from([4096, MIB]), st.integers(1, 200), st.integers(0, 7), st.sets(st.integers(0, 199))
+    )
+)
+def test_every_format_names_the_same_bytes(missing: Missing) -> None:
+    """Each is read as its reader does, and has every stale byte and no other."""
+    wanted = list(ranges.byte_ranges(missing))
+    assert all(offset >= 0 and length > 0 and offset + length <= missing.size_bytes for offset, length in wanted)
+    assert [tuple(map_int(row.split())) for row in ranges.ranges("m", "one", missing)] == wanted
+
+    seen = []
+    for row in ranges.dd("m", "one", missing):
+        operands = {key: int(value) for key, _, value in (word.partition("=") for word in row.split())}
+        assert operands["skip"] == operands["seek"]
+        offset = operands["skip"] * operands["bs"]
+        seen.append((offset, min(operands["count"] * operands["bs"], missing.size_bytes - offset)))
+    assert seen == wanted
+
+    lines = [row for row in ranges.mapfile("m", "one", missing) if not row.startswith("#")]
+    position, current, *_ = lines[0].split()
+    assert int(position, 16) == 0 and current == "?"
+    end, domain = 0, []
+    for row in lines[1:]:
+        at, length, sign = row.split()
+        assert int(at, 16) == end and sign in "?+" and int(length, 16) > 0  # ddrescue refuses gaps
+        end += int(length, 16)
+        domain += [(int(at, 16), int(length, 16))] if sign == "+" else []
+    assert end == missing.size_bytes and domain == wanted
+
+
+def map_int(words: list[str]) -> list[int]:
+    return [int(word) for word in words]
+
+
+def test_a_status_shows_where_the_staleness_lies(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+    label = "l" * 32
+    shares = (0, 100, 50) + (0,) * 37
+    views = [
+        SecondaryView(name, "0" * 32, "/dev/sdx", "stale", ViaView("direct"), "periodic", stale_map=part)
+        for name, part in ((label, shares), ("full", (100,) * 40), ("none", (0,) * 40), ("away", None))
+    ]
+    status.show(_mirror(*views))
+    maps = [line for line in capsys.readouterr().out.splitlines() if line.endswith("]")]
+    assert maps == [f"  {label}  [ #={' ' * 37}]"] and len(maps[0]) <= 80

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where in a device the blocks of a set lie, in a few numbers: the data of a map."""
+
+import itertools
+
+import numpy as np
+
+from dmsoft.era.blocks import BlockSet, Words
+
+
+def spread(blocks: BlockSet, parts: int) -> tuple[int, ...]:
+    """How much of each of ``parts`` equal parts of the device is in the set, in percent.
+
+    0 says none of it and 100 all of it: what is in between is 1 to 99. Fewer parts if there are fewer blocks.
+    """
+    total = blocks.nr_blocks
+    parts = min(parts, total)
+    bounds = [total * part // parts for part in range(parts + 1)] if parts else []
+    return tuple(_percent(_count(blocks.words, begin, end), end - begin) for begin, end in itertools.pairwise(bounds))
+
+
+def _percent(count: int, size: int) -> int:
+    if count in (0, size):
+        return 100 if count else 0
+    return min(max(100 * count // size, 1), 99)
+
+
+def _count(words: Words, begin: int, end: int) -> int:
+    """How many of the bits ``begin`` .. ``end`` - 1 are set; there is at least one of them."""
+    first, last = begin >> 6, (end - 1) >> 6
+    count = int(np.bitwise_count(words[first : last + 1]).sum(dtype=np.int64))
+    before = int(words[first]) & ((1 << (begin & 63)) - 1)
+    after = int(words[last]) >> ((end - 1) & 63) >> 1
+    return count - before.bit_count() - after.bit_count()
