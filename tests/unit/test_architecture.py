@@ -20,7 +20,7 @@ FLOORS = (
     {"member"},
     {"resync"},
     {"mirror"},
-    {"monitor", "hotplug"},
+    {"monitor", "hotplug", "doctor"},
     {"report"},
     {"cli"},
 )

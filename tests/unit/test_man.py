@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from dmsoft.cli import VERBS, dmsoft
+from dmsoft.doctor.finding import Checkup, Finding
 from dmsoft.errors import DmsoftError
 from dmsoft.inventory.candidates import Candidate, Verdict
 from dmsoft.member import prefix
@@ -122,6 +123,7 @@ VIEWS = {
     "start": (Started,),
     "devices": (Survey, Candidate, Verdict),
     "examine": (Examination,),
+    "doctor": (Checkup, Finding),
 }
 
 
