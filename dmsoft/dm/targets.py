@@ -38,6 +38,7 @@ __all__ = [
     "RaidLeg",
     "RaidStatus",
     "Segment",
+    "SnapshotOrigin",
     "Status",
     "Table",
     "Target",
@@ -231,16 +232,35 @@ class Error(BaseTarget):
 
 
 @dataclass(frozen=True)
+class SnapshotOrigin(BaseTarget):
+    """Passes everything on but discards, as long as nobody makes a snapshot of ``device``."""
+
+    kind: ClassVar[str] = "snapshot-origin"
+    device: str
+
+    def __post_init__(self) -> None:
+        device_word(self.device)
+
+    def params(self) -> str:
+        return self.device
+
+    @classmethod
+    def _parse(cls, text: str) -> Self:
+        (device,) = text.split()
+        return cls(device)
+
+
+@dataclass(frozen=True)
 class Zero(Error):
     """Reads zeroes, forgets writes."""
 
     kind: ClassVar[str] = "zero"
 
 
-Target = Linear | Era | Raid1 | WriteCache | Delay | Error | Zero
+Target = Linear | Era | Raid1 | WriteCache | Delay | Error | Zero | SnapshotOrigin
 
 _TARGETS: Final[dict[str, type[Target]]] = {
-    cls.kind: cls for cls in (Linear, Era, Raid1, WriteCache, Delay, Error, Zero)
+    cls.kind: cls for cls in (Linear, Era, Raid1, WriteCache, Delay, Error, Zero, SnapshotOrigin)
 }
 
 

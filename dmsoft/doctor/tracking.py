@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from dmsoft.dm.device import Device
+from dmsoft.dm.kernel import require_targets
 from dmsoft.dm.status import EraStatus
-from dmsoft.dm.targets import Delay, DelayClass, Era, Linear
+from dmsoft.dm.targets import Delay, DelayClass, Era, Linear, SnapshotOrigin
 from dmsoft.doctor import io
 from dmsoft.doctor.bed import Bed
 from dmsoft.doctor.finding import Finding
@@ -111,20 +112,28 @@ def discards(bed: Bed) -> Finding:
     open_era.remove()
     lower = bed.make("no-discards", _DATA_BYTES, Linear(ram, Sectors(0)))
     Path(f"/sys/dev/block/{lower.number}/queue/discard_max_bytes").write_text("0")
-    era, _ = _era(bed, "without-discards", str(lower.path))
-    with io.opened(era) as fd:
-        try:
-            io.discard(fd, 0, 64 * KIB)
-            refused = False
-        except OSError:
-            refused = True
-    era.remove()
-    lower.remove()
-    if refused:
+    if _refuses_discards(bed, str(lower.path)):
         return Finding("discards", "ok", f"{found}; they can be turned off", "Mirrors refuse discards.")
+    require_targets(["snapshot-origin"])
+    shield = bed.make("shield", _DATA_BYTES, SnapshotOrigin(str(lower.path)))
+    if _refuses_discards(bed, str(shield.path)):
+        return Finding("discards", "ok", f"{found}; a layer more keeps them off", "Mirrors refuse discards.")
     return Finding(
         "discards",
         "fail",
         f"{found}; they cannot be turned off",
         "No mirror starts: a discard would change blocks that are not marked.",
     )
+
+
+def _refuses_discards(bed: Bed, origin: str) -> bool:
+    """Whether an era device on ``origin`` does, by trying."""
+    era, _ = _era(bed, "without-discards", origin)
+    try:
+        with io.opened(era) as fd:
+            io.discard(fd, 0, 64 * KIB)
+    except OSError:
+        return True
+    finally:
+        era.remove()
+    return False

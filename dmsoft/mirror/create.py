@@ -37,7 +37,7 @@ from dmsoft.mirror.catchup import now
 from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, check_label, check_name, new_uuid
-from dmsoft.mirror.plan import Placed, Wanted, base, check_coupled, leg, names_of
+from dmsoft.mirror.plan import Placed, Wanted, base, check_coupled, leg, likely_shielded, names_of
 from dmsoft.mirror.running import Running
 from dmsoft.mirror.start import inner_nodes, started
 from dmsoft.units import GIB, MIB, format_size
@@ -263,9 +263,8 @@ def _preview(spec: MirrorSpec, headers: Mapping[str, AnyPayload], opened: Mappin
     if not isinstance(primary, Primary):
         raise TypeError("the first header is the primary's")
     placed = Placed(primary, number_of(opened[spec.primary]))
-    wanted = base(
-        placed, Placed(metadata, number_of(opened[spec.metadata or ""])) if isinstance(metadata, Metadata) else None
-    )
+    where = Placed(metadata, number_of(opened[spec.metadata or ""])) if isinstance(metadata, Metadata) else None
+    wanted = base(placed, where, shielded=likely_shielded())
     block_bytes = opened[spec.primary].device.logical_block_bytes
     for each in spec.secondaries:
         wanted += preview_leg(each, primary, headers, opened, block_bytes)

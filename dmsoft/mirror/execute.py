@@ -5,8 +5,11 @@ Either all of a list stands afterwards, or what was made for it is gone again. D
 """
 
 import contextlib
+import errno
+import fcntl
 import logging
 import os
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,8 +19,11 @@ from dmsoft.dm.targets import Error, Segment, Table, single
 from dmsoft.errors import DeviceError, DmsoftError
 from dmsoft.mirror.names import Node
 from dmsoft.mirror.plan import Wanted
+from dmsoft.units import SECTOR
 
 log = logging.getLogger(__name__)
+
+_BLKDISCARD = 0x1277  # linux/fs.h
 
 
 def device(node: Node, *, inner: bool = True) -> Device:
@@ -83,10 +89,9 @@ def _let_go(target: Device) -> None:
 
 
 def discards_off(node: Node) -> None:
-    """Have a device refuse discards; those loaded on top of it afterwards inherit that.
+    """Have a device say that it takes no discards; those loaded on top of it afterwards inherit that.
 
-    dm-era marks only the first block of a discard, so no discard may ever reach it. Raises `DeviceError` when the
-    kernel does not take it.
+    Loading another table undoes it. Raises `DeviceError` when the kernel does not take it.
     """
     info = device(node).require()
     queue = Path(f"/sys/dev/block/{info.number}/queue")
@@ -94,14 +99,26 @@ def discards_off(node: Node) -> None:
         (queue / "discard_max_bytes").write_text("0")
     except OSError as err:
         raise DeviceError(f"Discards on {node.name} cannot be turned off: {err.strerror}.") from err
-    require_no_discards(node)
+
+
+def takes_discards(node: Node) -> bool:
+    """Whether a discard would get through: asked for one that is not aligned, a device that takes them minds that.
+
+    Before Linux 5.19 the limit that `discards_off` sets is not what decides.
+    """
+    fd = os.open(node.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _BLKDISCARD, struct.pack("=QQ", 1, SECTOR))
+    except OSError as err:
+        return err.errno != errno.EOPNOTSUPP
+    finally:
+        os.close(fd)
+    return True
 
 
 def require_no_discards(node: Node) -> None:
-    """Raise `DeviceError` if the device would let a discard through."""
-    info = device(node).require()
-    limit = Path(f"/sys/dev/block/{info.number}/queue/discard_max_bytes").read_text().strip()
-    if limit != "0":
+    """Raise `DeviceError` if the device would let a discard through, of which dm-era marks only the first block."""
+    if takes_discards(node):
         raise DeviceError(
             f"{node.name} accepts discards, which its era tracking would miss.",
             hint="This kernel does not let dmsoft turn them off; please report its version.",

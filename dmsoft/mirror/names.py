@@ -17,7 +17,7 @@ PREFIX: Final = "DMSOFT-"
 SLOTS_PER_SET: Final = 8
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,47}")
 _LABEL = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+]{0,31}")
-_RESERVED = re.compile(r"lower|metadata|primary|slot\d+|control|canary")
+_RESERVED = re.compile(r"lower|metadata|primary|slot\d+|control|canary|shield")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,10 @@ class Names:
     @property
     def lower(self) -> Node:
         return self._inner("lower")
+
+    @property
+    def shield(self) -> Node:
+        return self._inner("shield")
 
     @property
     def metadata(self) -> Node:

@@ -7,17 +7,32 @@ in between cannot get into a table; dmsoft's own devices by their ``/dev/mapper`
 
     NAME           era: records which blocks were written in which era; linear while nothing is tracked
     NAME-metadata  linear: the era metadata region, on the primary or on a device of its own
+    NAME-shield    snapshot-origin, on kernels where discards get through without it
     NAME-lower     linear onto the primary's data region, or raid1 in write-behind mode
     NAME-primary   linear: the primary's data region as a raid1 leg
     NAME-slotN     linear: raid superblock and bitmap of one leg, all on the primary
     NAME-LABEL     the leg of one secondary: linear, delay or writecache
 """
 
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
-from dmsoft.dm.targets import Delay, DelayClass, Era, Linear, Raid1, RaidLeg, Segment, Table, WriteCache, single
+from dmsoft.dm.targets import (
+    Delay,
+    DelayClass,
+    Era,
+    Linear,
+    Raid1,
+    RaidLeg,
+    Segment,
+    SnapshotOrigin,
+    Table,
+    WriteCache,
+    single,
+)
 from dmsoft.errors import NotFoundError, UsageError
 from dmsoft.member.payload import Cache, MemberRecord, Metadata, Primary, Region, Secondary
 from dmsoft.member.regions import raid_region_bytes, slot
@@ -61,21 +76,41 @@ def data_sectors(primary: Primary) -> Sectors:
     return sectors(primary.regions["data"].length)
 
 
-def base(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> list[Wanted]:
-    """The stack without any secondary, bottom up: metadata, lower, top. Raises `NotFoundError` without its metadata."""
+def base(primary: Placed[Primary], metadata: Placed[Metadata] | None, *, shielded: bool = False) -> list[Wanted]:
+    """The stack without any secondary, bottom up: metadata, lower, the shield if ``shielded``, top.
+
+    Raises `NotFoundError` without its metadata.
+    """
     payload, names = primary.payload, names_of(primary.payload)
-    era = Era(names.metadata.path, names.lower.path, sectors(payload.block_bytes))
+    era = Era(names.metadata.path, _under_top(names, shielded).path, sectors(payload.block_bytes))
     return [
         _linear(names.metadata, *metadata_place(primary, metadata)),
         lower_linear(primary),
+        *([shield(payload)] if shielded else []),
         Wanted(names.top, single(data_sectors(payload), era)),
     ]
 
 
-def untracked_top(primary: Primary) -> Wanted:
+def likely_shielded() -> bool:
+    """Whether a preview should show the shield. What stands in the end is decided by asking the lower."""
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2]) < (5, 19)
+
+
+def shield(primary: Primary) -> Wanted:
+    """What keeps discards from dm-era where the kernel lets them through a device whose limit for them is zero."""
+    names = names_of(primary)
+    return Wanted(names.shield, single(data_sectors(primary), SnapshotOrigin(names.lower.path)))
+
+
+def untracked_top(primary: Primary, *, shielded: bool = False) -> Wanted:
     """The top while nothing is tracked."""
     names = names_of(primary)
-    return Wanted(names.top, single(data_sectors(primary), Linear(names.lower.path, Sectors(0))))
+    under = Linear(_under_top(names, shielded).path, Sectors(0))
+    return Wanted(names.top, single(data_sectors(primary), under))
+
+
+def _under_top(names: Names, shielded: bool) -> Node:
+    return names.shield if shielded else names.lower
 
 
 def metadata_place(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> tuple[str, Region]:
@@ -156,8 +191,9 @@ def bottom_up(names: Names, nodes: Sequence[Node]) -> list[Node]:
 
     def height(node: Node) -> int:
         layer = node.uuid.removeprefix(names.prefix)
-        if node.uuid in (names.lower.uuid, names.top.uuid, names.canary.uuid):
-            return 3 if node.uuid == names.lower.uuid else 4
+        above = {names.lower.uuid: 3, names.shield.uuid: 4, names.top.uuid: 5, names.canary.uuid: 5}
+        if node.uuid in above:
+            return above[node.uuid]
         # Labels have no dash: what has one after its label lies under a leg.
         return 0 if not layer.startswith("leg-") else 1 if "-" in layer.removeprefix("leg-") else 2
 

@@ -55,6 +55,11 @@ def is_tracked(names: Names) -> bool:
     return any(line.kind == "era" for line in device(names.top).table())
 
 
+def is_shielded(names: Names) -> bool:
+    """Whether the shield against discards stands between the top and the lower."""
+    return device(names.shield).info() is not None
+
+
 def node_path(number: str) -> str:
     """A path that names the device of that ``MAJOR:MINOR`` whatever udev calls it; `NotFoundError` if it is gone."""
     try:
@@ -253,4 +258,5 @@ def guard_of(running: Running, *, coupled: bool) -> Iterator[Guard]:
 def way_out_of(running: Running) -> Iterator[WayOut]:
     """The way out for a top that cannot be resumed."""
     with running.primary_disk() as disk:
-        yield WayOut(disk, running.assembly.key, device(running.names.top), untracked_top(running.payload).table)
+        plain = untracked_top(running.payload, shielded=is_shielded(running.names)).table
+        yield WayOut(disk, running.assembly.key, device(running.names.top), plain)

@@ -8,6 +8,7 @@ import time
 import msgspec
 
 from dmsoft.dm.device import devices
+from dmsoft.dm.failures import CookieTimeoutError
 from dmsoft.dm.kernel import require_targets
 from dmsoft.errors import BusyError, DeviceError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.inventory.sysfs import block_device
@@ -15,11 +16,11 @@ from dmsoft.inventory.usage import Usage
 from dmsoft.member import regions
 from dmsoft.member.payload import MemberRecord, Tracker
 from dmsoft.mirror import attach, canary, job, locate, lower, registry, tracker, untracked
-from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards
+from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards, takes_discards
 from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node
-from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, lower_linear, untracked_top
+from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, likely_shielded, lower_linear, shield, untracked_top
 from dmsoft.mirror.running import Running, guard_of, is_active, way_out_of
 from dmsoft.mirror.untracked import hold_era, zero_metadata
 from dmsoft.units import SECTOR
@@ -48,7 +49,7 @@ def tables(name: str) -> list[Wanted]:
     """What `start` would make: base stack and the legs of the secondaries that are here. Changes nothing."""
     assembly = locate.assemble(name)
     payload = assembly.primary.payload
-    wanted = base(assembly.primary, assembly.metadata)
+    wanted = base(assembly.primary, assembly.metadata, shielded=likely_shielded())
     for record in payload.members:
         placed, cache = assembly.secondaries.get(record.label), assembly.caches.get(record.label)
         if placed is not None and (cache is not None or record.via.type != "writecache"):
@@ -122,14 +123,17 @@ def _bring_up(running: Running) -> str | None:
     try:
         ensure([lower_linear(running.assembly.primary)])
         discards_off(names.lower)
+        shielded = takes_discards(names.lower)
         try:
-            wrong = doubt if running.payload.tracker.doubt is not None else _track(running)
+            wrong = doubt if running.payload.tracker.doubt is not None else _track(running, shielded=shielded)
+        except CookieTimeoutError:
+            raise  # a slow udev is no reason to compare every block
         except (DeviceError, MetadataError) as err:
             wrong = err.message.rstrip(".")
         if wrong is None:
             hold_era(running)
             return doubt
-        _go_without(running, wrong)
+        _go_without(running, wrong, shielded=shielded)
     except BaseException:
         with contextlib.suppress(DmsoftError):
             dismantle([*inner_nodes(names), names.top])
@@ -137,13 +141,13 @@ def _bring_up(running: Running) -> str | None:
     return wrong
 
 
-def _track(running: Running) -> str | None:
+def _track(running: Running, *, shielded: bool) -> str | None:
     """Load what is above the lower; why its tracking cannot be trusted, None if it can.
 
     The canary comes before the top: nobody may have written to it by then.
     """
     names, floor = running.names, running.payload.tracker.era_floor
-    wanted = base(running.assembly.primary, running.assembly.metadata)
+    wanted = base(running.assembly.primary, running.assembly.metadata, shielded=shielded)
     if (wrong := canary.prove(running, _SLOT_SET)) is not None:
         return f"this kernel's tracking cannot be trusted: {wrong}"
     ensure(wanted[:-1])
@@ -153,13 +157,14 @@ def _track(running: Running) -> str | None:
     return canary.reads_the_top(running) or (f"the era went back from {floor} to {era}" if era < floor else None)
 
 
-def _go_without(running: Running, reason: str) -> None:
+def _go_without(running: Running, reason: str, *, shielded: bool) -> None:
     """Load a top without tracking; in the header, that comes first."""
     names = running.names
     dismantle([names.top])
     with running.writing():
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
-    ensure([untracked_top(running.payload)], inner=False)
+    ensure([shield(running.payload)] if shielded else [])
+    ensure([untracked_top(running.payload, shielded=shielded)], inner=False)
     require_no_discards(names.top)
 
 
@@ -266,7 +271,7 @@ def stopped(running: Running) -> None:
     lower.require_primary(names)
     coupled = lower.attached_labels(names, [record.label for record in payload.members])
     dismantle([names.top])
-    dismantle([names.lower])
+    dismantle([names.lower, names.shield])
     with contextlib.suppress(DmsoftError):  # a cache that cannot be drained costs time later: S never counted on it
         attach.drain_caches(running, coupled)
     dismantle(inner_nodes(names))

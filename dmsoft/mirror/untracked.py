@@ -19,11 +19,11 @@ from dmsoft.errors import DeviceError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.gate import open_exclusive
 from dmsoft.mirror import attach, canary, tracker
 from dmsoft.mirror.barrier import DEADLINE_SECONDS
-from dmsoft.mirror.execute import dismantle, ensure
+from dmsoft.mirror.execute import discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.guard import Guard, resume_top
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.plan import base, metadata_place, untracked_top
-from dmsoft.mirror.running import NoRoomError, Running, device, is_tracked, node_path, write
+from dmsoft.mirror.running import NoRoomError, Running, device, is_shielded, is_tracked, node_path, write
 
 _METADATA_BLOCK = 4096
 _LOCK_SECONDS = 30.0
@@ -73,7 +73,7 @@ def give_up(running: Running, guard: Guard, reason: str) -> None:
     with running.writing():
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
     if is_tracked(running.names):
-        _swap(running, guard, untracked_top(running.payload).table)
+        _swap(running, guard, untracked_top(running.payload, shielded=is_shielded(running.names)).table)
 
 
 def restore(running: Running, guard: Guard) -> str | None:
@@ -90,7 +90,8 @@ def restore(running: Running, guard: Guard) -> str | None:
 
 def _restore(running: Running, guard: Guard, reason: str) -> str | None:
     slot_set = attach.free_slot_set(running)
-    metadata, _, top = base(running.assembly.primary, running.assembly.metadata)
+    shielded = is_shielded(running.names)
+    metadata, *_, top = base(running.assembly.primary, running.assembly.metadata, shielded=shielded)
     with running.writing():
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
         canary.clear(running, slot_set)
@@ -101,6 +102,7 @@ def _restore(running: Running, guard: Guard, reason: str) -> str | None:
     ensure([metadata])
     # Loaded before the suspend, unlike an era over an era: nobody else writes these metadata.
     _swap(running, guard, top.table)
+    require_no_discards(running.names.top)
     if (wrong := canary.reads_the_top(running)) is not None:
         return wrong
     hold_era(running)
@@ -136,6 +138,8 @@ def _swap(running: Running, guard: Guard, table: Table) -> None:
     Raises `TrackingLostError` if the new table is an era that does not begin: the top is plain then.
     """
     names, top = running.names, device(running.names.top)
+    if not is_shielded(names):
+        discards_off(names.lower)  # it may have had another table since, and the top's limits are made anew now
     with locked(names.mirror_uuid, "kernel", timeout=_LOCK_SECONDS, name=names.name), memory.locked():
         top.load(table)
         guard.arm()

@@ -25,6 +25,7 @@ from dmsoft.mirror.plan import (
     lower_linear,
     names_of,
     raid,
+    untracked_top,
 )
 from dmsoft.units import KIB, MIB, SECTOR
 from tests.mirror_model import SIZE, cache, metadata, placed_primary, primary, record, secondary, via_cache
@@ -209,3 +210,13 @@ def test_what_stands_is_sorted_bottom_up_whatever_its_labels(chance: random.Rand
 def test_a_lower_falls_back_to_the_same_table_it_started_with() -> None:
     mine = placed_primary(record("s1", "write-behind"))
     assert lower_linear(mine) == base(mine, None)[1]
+
+
+def test_a_shield_lies_between_top_and_lower() -> None:
+    mine = placed_primary(record("s1"))
+    names, (_, lower, shield, top) = names_of(mine.payload), base(mine, None, shielded=True)
+    assert (lower.node, shield.node, top.node) == (names.lower, names.shield, names.top)
+    assert lines([shield]) == [f"m-shield: 0 {data_sectors(mine.payload)} snapshot-origin /dev/mapper/m-lower"]
+    assert " /dev/mapper/m-shield " in lines([top])[0]
+    assert lines([untracked_top(mine.payload, shielded=True)])[0].endswith(" linear /dev/mapper/m-shield 0")
+    assert bottom_up(names, [names.top, names.shield, names.lower]) == [names.lower, names.shield, names.top]
