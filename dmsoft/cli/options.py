@@ -76,7 +76,7 @@ allow_discards_option = click.option(
 )  # fmt: skip
 journal_option = click.option(
     "--journal-size", type=SizeType(), default=None, metavar="SIZE",
-    help="Room for the resync journal on a secondary; chosen by the disk's size if not given.",
+    help="Room for the resync journal on a secondary, 0 for none; chosen by the disk's size if not given.",
 )  # fmt: skip
 
 

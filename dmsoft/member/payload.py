@@ -65,12 +65,21 @@ class Via(Value, frozen=True):
     cache_identity: Identity | None = None
 
 
+class Partial(Value, frozen=True):
+    """How far a copy came before it was cut off: of the blocks that it owed, those before block ``below`` hold every
+    write of an era < ``until``."""
+
+    until: EraNumber
+    below: Annotated[int, Meta(ge=0, le=MAX_BYTES)]
+
+
 class Sync(Value, frozen=True):
     """What a secondary holds: every write of an era < ``era`` of the tracker life ``tracker``, on its own medium.
 
     ``era`` None: never copied, copy everything. ``doubt``: why nothing is known any more, so that every block is
     compared; it never goes back to None except at the end of a resync. ``consistent`` False: a copy is or was under
-    way straight into the data region, so the disk is no whole point in time.
+    way straight into the data region, so the disk is no whole point in time. ``partial`` says what it got beyond
+    ``era`` from a run that was cut off.
     """
 
     era: EraNumber | None = None
@@ -79,6 +88,7 @@ class Sync(Value, frozen=True):
     consistent: bool = False
     consistent_as_of: Time | None = None
     doubt: Reason | None = None
+    partial: Partial | None = None
 
 
 class Tracker(Value, frozen=True):
@@ -101,7 +111,8 @@ class MemberRecord(Value, frozen=True):
     """What the primary knows of one secondary, to answer for it while it is away.
 
     ``pending_most``: the highest S that may stand beside ``token_pending``; None while the mirror runs on since that
-    token was drawn. A primary put back from an image of its middle knows the token, but not what came after.
+    token was drawn. A primary put back from an image of its middle knows the token, but not what came after. ``rate``
+    is what its last copy moved, in bytes a second.
     """
 
     label: Label
@@ -115,6 +126,7 @@ class MemberRecord(Value, frozen=True):
     token_pending: Uuid | None = None
     token_confirmed: Uuid | None = None
     pending_most: EraNumber | None = None
+    rate: Bytes | None = None
 
 
 class MetadataRecord(Value, frozen=True):
@@ -166,7 +178,8 @@ class Primary(Payload, frozen=True, tag="primary"):
 
 
 class Secondary(Payload, frozen=True, tag="secondary"):
-    """A secondary's header; ``regions``: header, journal, data. S, token and tracker travel with the disk."""
+    """A secondary's header; ``regions``: header, journal (unless it has none), data. S, token and tracker travel with
+    the disk."""
 
     label: Label
     block_bytes: Annotated[int, Meta(ge=4096, le=1 << 31, multiple_of=4096)]

@@ -5,7 +5,7 @@
 role      regions, in this order and without gaps
 ========= ====================================================================
 primary   header, metadata (unless on a device of its own), slots, data
-secondary header, journal, data
+secondary header, journal (unless it has none), data
 cache     header, data
 metadata  header, metadata
 ========= ====================================================================
@@ -130,17 +130,14 @@ def secondary_layout(
     """The regions of a new secondary for a primary with that data and that reserve. Raises `TooSmallError`.
 
     Data begins where it does on the primary, unless ``journal_bytes`` (rounded up to whole MiB) needs more room. The
-    journal takes all that is before it.
+    journal takes all that is before it; with ``journal_bytes`` 0 there is none.
     """
-    wanted = 0 if journal_bytes is None else align_up(max(journal_bytes, _MIN_JOURNAL), MIB)
-    offset = align_up(max(reserve_bytes, HEADER_BYTES + wanted, HEADER_BYTES + _MIN_JOURNAL), MIB)
+    wanted = 0 if journal_bytes is None else align_up(journal_bytes, MIB)
+    offset = align_up(max(reserve_bytes, HEADER_BYTES + max(wanted, _MIN_JOURNAL)), MIB)
     if size_bytes < offset + data_bytes:
         raise _too_small("A secondary of this mirror", offset + data_bytes, size_bytes)
-    return {
-        "header": _header(),
-        "journal": _between(HEADER_BYTES, offset),
-        "data": Region(offset, data_bytes),
-    }
+    journal = {} if journal_bytes == 0 else {"journal": _between(HEADER_BYTES, offset)}
+    return {"header": _header(), **journal, "data": Region(offset, data_bytes)}
 
 
 def cache_layout(size_bytes: int) -> dict[str, Region]:
@@ -195,7 +192,7 @@ def _check_names(payload: AnyPayload) -> None:
         case Primary():
             wanted = {"header", "slots", "data"} | ({"metadata"} if payload.metadata is None else set())
         case Secondary():
-            wanted = {"header", "journal", "data"}
+            wanted = {"header", "data"} | ({"journal"} & payload.regions.keys())
         case Metadata():
             wanted = {"header", "metadata"}
         case _:

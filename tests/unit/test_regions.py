@@ -154,6 +154,14 @@ def test_a_journal_of_a_given_size(journal: int) -> None:
     assert layout["journal"].length >= journal
 
 
+def test_a_secondary_without_a_journal() -> None:
+    """Its data begin where they would anyway, so that it can become the primary."""
+    data = regions.primary_layout(64 * MIB, 64 * KIB)["data"]
+    layout = regions.secondary_layout(64 * MIB, data_bytes=data.length, reserve_bytes=data.offset, journal_bytes=0)
+    assert layout == {"header": Region(0, HEADER_BYTES), "data": data}
+    regions.check(secondary(layout, 64 * KIB), 64 * MIB)
+
+
 @given(sizes)
 def test_cache_and_metadata_devices(size: int) -> None:
     cache = Cache(**COMMON, regions=regions.cache_layout(size), label="b", secondary_uuid="f" * 32)
@@ -222,7 +230,6 @@ def test_other_impossible_headers_are_refused() -> None:
         (primary(LAYOUT, 64 * KIB), SIZE - MIB),
         (primary(LAYOUT, 64 * KIB, separate=True), SIZE),
         (secondary(LAYOUT, 64 * KIB), SIZE),
-        (secondary({"header": LAYOUT["header"], "data": LAYOUT["data"]}, 64 * KIB), SIZE),
         (Metadata(**COMMON, regions={"header": LAYOUT["header"]}), SIZE),
         (Cache(**COMMON, regions={}, label="b", secondary_uuid="f" * 32), SIZE),
     ]
