@@ -2,23 +2,33 @@
 """Copying between disks: a bounded pool of threads, each with one aligned buffer, O_DIRECT on both sides.
 
 Threads take requests in disk order; while one writes, others read. No thread holds the interpreter during I/O. A target
-that fails is dropped and the others go on; a range of the source that cannot be read is remembered and skipped.
+that fails is dropped and the others go on; a block of the source that cannot be read is read from elsewhere if that is
+possible, else remembered and skipped.
 """
 
 import mmap
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from dmsoft.errors import DmsoftError
-from dmsoft.resync.extents import Request
+from dmsoft.resync.extents import Request, batches
+from dmsoft.resync.steps import step
 from dmsoft.units import MIB
 
 REQUEST_BYTES = MIB
+BATCH_PIECES = 250
+"""The most pieces that a target is given at once; a descriptor of the journal has room for so many."""
+CHECKPOINT_SECONDS = 30.0
 _WORKERS = 4
+
+Piece = tuple[int, memoryview]
+"""Bytes and where in the data region they belong."""
 
 
 class CancelledError(DmsoftError):
@@ -32,6 +42,14 @@ class CancelledError(DmsoftError):
     exit_code = 1
 
 
+class Target(Protocol):
+    """Where copies go: `Side`, straight to their places, or a journal."""
+
+    def put(self, pieces: Sequence[Piece]) -> None:
+        """Write all the pieces, which do not overlap; at most `BATCH_PIECES`. Called by several threads. Raises
+        OSError."""
+
+
 @dataclass(frozen=True, slots=True)
 class Side:
     """A data region: a descriptor opened O_DIRECT, and where in it the region begins, in bytes."""
@@ -39,15 +57,22 @@ class Side:
     fd: int
     offset: int
 
+    def put(self, pieces: Sequence[Piece]) -> None:
+        for offset, view in pieces:
+            with step("copy"):
+                write_all(self, view, offset)
+
 
 @dataclass(slots=True)
 class Tally:
-    """What a copy did, in bytes of the data region; ``written`` by target. Shared by the threads."""
+    """What a copy did, in bytes of the data region; ``written`` by target. Shared by the threads. ``rescued``: what the
+    source could not give and another disk could; ``unread``: what neither could."""
 
     written: list[int]
     read: int = 0
     compared: int = 0
     differing: int = 0
+    rescued: int = 0
     unread: list[Request] = field(default_factory=list)
     failed: dict[int, OSError] = field(default_factory=dict)
 
@@ -57,30 +82,41 @@ class Tally:
 
 
 class Copier:
-    """Copies requests from ``source`` to ``targets``; ``compare`` reads a target first and writes only what differs.
+    """Copies requests (ascending offsets, no overlap) from ``source`` to ``targets``.
 
-    ``on_progress`` is called from the threads with the source bytes each request has dealt with.
+    ``compare``: a bit for each target that is read first and written only where it differs; it must be a `Side`.
+    ``batch_pieces``: how many small requests are gathered before they are written. ``piece_bytes``: in what units a
+    request that cannot be read is tried again; ``rescue`` fills a buffer from elsewhere then and returns whether it
+    could. ``on_progress`` is called from the threads with the source bytes each batch has dealt with, and
+    ``on_checkpoint`` from the caller's now and then with an offset below which everything is copied.
     """
 
     def __init__(
         self,
         source: Side,
-        targets: Sequence[Side],
+        targets: Sequence[Target],
         *,
         compare: int = 0,
+        batch_pieces: int = 1,
+        piece_bytes: int = REQUEST_BYTES,
         cancelled: threading.Event | None = None,
+        rescue: Callable[[int, memoryview], bool] = lambda _offset, _view: False,
         on_progress: Callable[[int], None] = lambda _: None,
+        on_checkpoint: Callable[[int], None] | None = None,
     ) -> None:
         self.source, self.targets = source, targets
         self.compare = compare
+        self.batch_pieces, self.piece_bytes = batch_pieces, piece_bytes
         self.cancelled = cancelled or threading.Event()
-        self.on_progress = on_progress
+        self.rescue, self.on_progress, self.on_checkpoint = rescue, on_progress, on_checkpoint
         self.tally = Tally.of(len(self.targets))
         self._lock = threading.Lock()
+        self._under_way: dict[int, int] = {}
+        self._taken = 0
 
     def run(self, requests: Iterable[Request]) -> None:
         """Copy them all; raises `CancelledError`; returns early when every target has failed."""
-        pending = iter(requests)
+        pending = batches(requests, batch_bytes=REQUEST_BYTES, most=self.batch_pieces)
         crashes: list[BaseException] = []
         threads = [
             threading.Thread(target=self._work, args=(pending, crashes), name=f"copy-{n}", daemon=True)
@@ -89,8 +125,7 @@ class Copier:
         for thread in threads:
             thread.start()
         try:
-            for thread in threads:
-                thread.join()
+            self._wait(threads)
         except BaseException:
             self.cancelled.set()
             for thread in threads:
@@ -101,53 +136,110 @@ class Copier:
         if self.cancelled.is_set():
             raise CancelledError("The copy was cancelled.", hint="Run the command again to go on.")
 
-    def _next(self, pending: Iterator[Request]) -> Request | None:
+    def floor(self) -> int:
+        """An offset below which every request has been dealt with."""
         with self._lock:
+            return min(self._under_way.values(), default=self._taken)
+
+    def _wait(self, threads: Sequence[threading.Thread]) -> None:
+        due = time.monotonic() + CHECKPOINT_SECONDS
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(max(0.0, due - time.monotonic()) if self.on_checkpoint else None)
+                if self.on_checkpoint and time.monotonic() >= due and thread.is_alive():
+                    self.on_checkpoint(self.floor())
+                    due = time.monotonic() + CHECKPOINT_SECONDS
+
+    def _next(self, pending: Iterator[list[Request]]) -> list[Request] | None:
+        with self._lock:
+            self._under_way.pop(threading.get_ident(), None)
             if self.cancelled.is_set() or len(self.tally.failed) == len(self.targets):
                 return None
-            return next(pending, None)
+            batch = next(pending, None)
+            if batch is not None:
+                self._under_way[threading.get_ident()] = batch[0].offset
+                self._taken = batch[-1].offset + batch[-1].length
+            return batch
 
-    def _work(self, pending: Iterator[Request], crashes: list[BaseException]) -> None:
+    def _work(self, pending: Iterator[list[Request]], crashes: list[BaseException]) -> None:
         try:
             ours, theirs = aligned_buffer(REQUEST_BYTES), aligned_buffer(REQUEST_BYTES)
-            while (request := self._next(pending)) is not None:
-                self._copy(request, ours, theirs)
+            while (batch := self._next(pending)) is not None:
+                self._copy(batch, ours, theirs)
         except BaseException as err:
             crashes.append(err)
             self.cancelled.set()
 
-    def _copy(self, request: Request, ours: memoryview, theirs: memoryview) -> None:
-        data = ours[: request.length]
+    def _copy(self, batch: Sequence[Request], ours: memoryview, theirs: memoryview) -> None:
+        held: list[tuple[Request, memoryview]] = []
+        used = 0
+        for request in batch:
+            held += self._read(request, ours[used : used + request.length])
+            used += request.length
+        for index in range(len(self.targets)):
+            mine = [(request.offset, data) for request, data in held if request.targets >> index & 1]
+            for at in range(0, len(mine), BATCH_PIECES):
+                if index not in self.tally.failed:
+                    self._put(index, mine[at : at + BATCH_PIECES], theirs)
+        done = sum(len(data) for _, data in held)
+        with self._lock:
+            self.tally.read += done
+        self.on_progress(done)
+
+    def _read(self, request: Request, data: memoryview) -> list[tuple[Request, memoryview]]:
+        """The request and its bytes; if it cannot be read, those pieces of it that can be had."""
         try:
             read_all(self.source, data, request.offset)
+            return [(request, data)]
         except OSError:
-            with self._lock:
-                self.tally.unread.append(request)
-            return
-        for index, target in enumerate(self.targets):
-            if request.targets >> index & 1 and index not in self.tally.failed:
-                self._put(index, target, data, request.offset, theirs[: request.length])
-        with self._lock:
-            self.tally.read += request.length
-        self.on_progress(request.length)
-
-    def _put(self, index: int, target: Side, data: memoryview, offset: int, theirs: memoryview) -> None:
-        try:
-            if self.compare >> index & 1:
-                read_all(target, theirs, offset)
-                same = np.array_equal(np.frombuffer(data, np.uint64), np.frombuffer(theirs, np.uint64))
+            pass
+        held: list[tuple[Request, memoryview]] = []
+        for piece, view in _pieces(request, data, self.piece_bytes):
+            if not self._has(piece, view):
                 with self._lock:
-                    self.tally.compared += len(data)
-                    self.tally.differing += 0 if same else len(data)
-                if same:
-                    return
-            write_all(target, data, offset)
+                    self.tally.unread.append(piece)
+            elif held and held[-1][0].offset + held[-1][0].length == piece.offset:
+                start = held.pop()[0].offset
+                joined = Request(start, piece.offset + piece.length - start, request.targets)
+                held.append((joined, data[start - request.offset : start - request.offset + joined.length]))
+            else:
+                held.append((piece, view))
+        return held
+
+    def _has(self, piece: Request, view: memoryview) -> bool:
+        try:
+            read_all(self.source, view, piece.offset)
+            return True
+        except OSError:
+            if not self.rescue(piece.offset, view):
+                return False
+        with self._lock:
+            self.tally.rescued += piece.length
+        return True
+
+    def _put(self, index: int, pieces: Sequence[Piece], theirs: memoryview) -> None:
+        target = self.targets[index]
+        try:
+            if self.compare >> index & 1 and isinstance(target, Side):
+                pieces = [piece for piece in pieces if self._differs(target, piece, theirs)]
+            if pieces:
+                target.put(pieces)
         except OSError as err:
             with self._lock:
                 self.tally.failed.setdefault(index, err)
             return
         with self._lock:
-            self.tally.written[index] += len(data)
+            self.tally.written[index] += sum(len(view) for _, view in pieces)
+
+    def _differs(self, target: Side, piece: Piece, theirs: memoryview) -> bool:
+        offset, data = piece
+        view = theirs[: len(data)]
+        read_all(target, view, offset)
+        same = np.array_equal(np.frombuffer(data, np.uint64), np.frombuffer(view, np.uint64))
+        with self._lock:
+            self.tally.compared += len(data)
+            self.tally.differing += 0 if same else len(data)
+        return not same
 
 
 class Staging:
@@ -175,20 +267,33 @@ class Staging:
             used += request.length
         self._held = held
 
-    def drain(self, targets: Sequence[Side], tally: Tally, only: Collection[int] | None = None) -> None:
+    def drain(self, targets: Sequence[Target], tally: Tally, only: Collection[int] | None = None) -> None:
         """Write what is held to its targets (``only`` those, if given); ``tally`` notes those that fail."""
-        for request, view in self._held:
+        views = {request.offset: view for request, view in self._held}
+        requests = [request for request, _ in self._held]
+        for batch in batches(requests, batch_bytes=REQUEST_BYTES, most=BATCH_PIECES):
             for index, target in enumerate(targets):
-                if not request.targets >> index & 1 or index in tally.failed:
-                    continue
-                if only is not None and index not in only:
+                mine = [(r.offset, views[r.offset]) for r in batch if r.targets >> index & 1]
+                if not mine or index in tally.failed or (only is not None and index not in only):
                     continue
                 try:
-                    write_all(target, view, request.offset)
-                    tally.written[index] += request.length
+                    target.put(mine)
+                    tally.written[index] += sum(len(view) for _, view in mine)
                 except OSError as err:
                     tally.failed[index] = err
-            tally.read += request.length
+            tally.read += sum(request.length for request in batch)
+
+
+def _pieces(request: Request, data: memoryview, piece_bytes: int) -> Iterator[tuple[Request, memoryview]]:
+    """The request cut at multiples of ``piece_bytes``."""
+    start, end = request.offset, request.offset + request.length
+    while start < end:
+        stop = min(end, (start // piece_bytes + 1) * piece_bytes)
+        yield (
+            Request(start, stop - start, request.targets),
+            data[start - request.offset : stop - request.offset],
+        )
+        start = stop
 
 
 def aligned_buffer(size_bytes: int) -> memoryview:
@@ -208,6 +313,18 @@ def read_all(side: Side, view: memoryview, offset: int) -> None:
 
 def write_all(side: Side, view: memoryview, offset: int) -> None:
     """Write all of ``view`` at ``offset`` of the region; raises OSError."""
-    done = 0
-    while done < len(view):
-        done += os.pwritev(side.fd, [view[done:]], side.offset + offset + done)
+    write_views(side.fd, [view], side.offset + offset)
+
+
+def write_views(fd: int, views: Sequence[memoryview], offset: int) -> None:
+    """Write all of the views, one behind the other, at ``offset`` of the device; raises OSError."""
+    left = list(views)
+    while left:
+        count = os.pwritev(fd, left, offset)
+        if count == 0:
+            raise OSError(5, "nothing was written")
+        offset += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if count:
+            left[0] = left[0][count:]

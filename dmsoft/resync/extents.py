@@ -5,7 +5,7 @@ Several secondaries miss different blocks. The runs of their union are cut where
 that a block which several miss is read once and written to each.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +49,20 @@ def requests(
             length = min(request_bytes, end - offset)
             yield Request(offset, length, mask)
             offset += length
+
+
+def batches(requests: Iterable[Request], *, batch_bytes: int, most: int) -> Iterator[list[Request]]:
+    """The requests in groups, in the same order: at most ``most`` of them and ``batch_bytes`` each, or a single one."""
+    group: list[Request] = []
+    total = 0
+    for request in requests:
+        if group and (len(group) == most or total + request.length > batch_bytes):
+            yield group
+            group, total = [], 0
+        group.append(request)
+        total += request.length
+    if group:
+        yield group
 
 
 def size_bytes(blocks: BlockSet, *, block_bytes: int, data_bytes: int) -> int:

@@ -7,12 +7,24 @@ import os
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from dmsoft.resync.copy import CancelledError, Copier, Side, Staging, Tally, aligned_buffer, read_all, write_all
+from dmsoft.resync import copy
+from dmsoft.resync.copy import (
+    BATCH_PIECES,
+    CancelledError,
+    Copier,
+    Piece,
+    Side,
+    Staging,
+    Tally,
+    aligned_buffer,
+    read_all,
+    write_all,
+)
 from dmsoft.resync.extents import Request
 from dmsoft.units import KIB, MIB
 
@@ -135,6 +147,66 @@ def test_a_source_that_cannot_be_read_writes_nothing(disks: Disks) -> None:
     assert disks.content() == old
     assert sorted(r.offset for r in copier.tally.unread) == [r.offset for r in whole()]
     assert copier.tally.read == 0 and copier.tally.written == [0]
+
+
+def test_small_requests_are_gathered(disks: Disks) -> None:
+    """And each target gets the pieces that are meant for it, no more at a time than it has room for."""
+    requests = [Request(at * 8 * KIB, 4 * KIB, disks.chance.randrange(1, 4)) for at in range(SIZE // (8 * KIB))]
+    old = [disks.chance.randbytes(SIZE) for _ in range(2)]
+
+    class Counted:
+        def __init__(self, side: Side) -> None:
+            self.side, self.counts = side, list[int]()
+
+        def put(self, pieces: Sequence[Piece]) -> None:
+            self.counts.append(len(pieces))
+            self.side.put(pieces)
+
+    targets = [Counted(disks.target(index, content)) for index, content in enumerate(old)]
+    Copier(disks.source(), targets, batch_pieces=BATCH_PIECES).run(requests)
+    for index, target in enumerate(targets):
+        assert disks.content(index) == merged(disks.data, old[index], requests, index)
+        assert max(target.counts) <= BATCH_PIECES and len(target.counts) <= len(requests) // BATCH_PIECES + 2
+
+
+@pytest.mark.parametrize("batch_pieces", [1, BATCH_PIECES])
+def test_what_cannot_be_read_comes_from_elsewhere_block_by_block(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch, batch_pieces: int
+) -> None:
+    block, bad, saved = 64 * KIB, {3, 4, 70}, {4}
+    source = disks.source()
+
+    def read(side: Side, view: memoryview, offset: int) -> None:
+        if side is source and any(n in bad for n in range(offset // block, (offset + len(view) - 1) // block + 1)):
+            raise OSError(errno.EIO, "bad sector")
+        read_all(side, view, offset)
+
+    def rescue(offset: int, view: memoryview) -> bool:
+        view[:] = disks.data[offset : offset + len(view)]
+        return offset // block in saved
+
+    monkeypatch.setattr(copy, "read_all", read)
+    copier = Copier(source, [disks.target()], piece_bytes=block, batch_pieces=batch_pieces, rescue=rescue)
+    copier.run(whole(length=256 * KIB))
+    assert sorted(r.offset // block for r in copier.tally.unread) == sorted(bad - saved)
+    assert copier.tally.rescued == block and copier.tally.read == SIZE - 2 * block
+    expected = bytearray(disks.data)
+    for lost in bad - saved:
+        expected[lost * block : (lost + 1) * block] = bytes(block)
+    assert disks.content() == bytes(expected)
+
+
+def test_below_a_checkpoint_everything_is_copied(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy, "CHECKPOINT_SECONDS", 0.005)
+    seen: list[int] = []
+
+    def check(offset: int) -> None:
+        seen.append(offset)
+        assert disks.content()[:offset] == disks.data[:offset]
+
+    copier = Copier(disks.source(), [disks.target()], on_checkpoint=check, on_progress=lambda _: time.sleep(0.003))
+    copier.run(whole(length=64 * KIB))
+    assert seen == sorted(seen) and len(seen) >= 3 and 0 < seen[-1] <= SIZE == copier.floor()
 
 
 def test_compare_writes_only_what_differs(disks: Disks) -> None:

@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The redo journal of a secondary: what a resync copies is put here first, and into the data region when all is there.
+
+    begin           the old record is gone, flushed
+    stage           segments are appended, each one sequential write
+    journal flush   everything staged is on the medium
+    commit          the record is written and flushed: from here on the new point in time counts
+    apply           segments are read back, checked and written to their places; any number of times
+    data flush      and then the header says what the record says
+
+Cut off before the commit, nothing has changed; after it, `apply` begins again at the next chance. Data go from the
+journal's own disk to the same disk, so a replay needs no primary. Data are guarded by CRC against a failing disk, the
+descriptors by a chain of SHA-256 whose end stands in the signed record: no forged journal can move a secondary's S, and
+whoever can forge its data can forge the data region as well.
+"""
+
+import errno
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from dmsoft.errors import DeviceError
+from dmsoft.member import record as records
+from dmsoft.member.disk import Disk
+from dmsoft.member.header import Header
+from dmsoft.member.payload import Region, Sync
+from dmsoft.member.record import RECORD_BYTES, Record
+from dmsoft.resync import segments
+from dmsoft.resync.copy import (
+    BATCH_PIECES,
+    REQUEST_BYTES,
+    CancelledError,
+    Piece,
+    Side,
+    aligned_buffer,
+    read_all,
+    write_all,
+    write_views,
+)
+from dmsoft.resync.segments import DESCRIPTOR_BYTES, Descriptor
+from dmsoft.resync.steps import step
+from dmsoft.units import KIB
+
+_WORKERS = 4
+_SLACK_BYTES = 64 * KIB
+
+
+class OpenDisk(Disk, Protocol):
+    """A disk with its descriptor, opened O_RDWR | O_DIRECT."""
+
+    fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How much of a journal there is: segments, bytes behind the record, and the chain of the descriptors."""
+
+    segments: int = 0
+    length: int = 0
+    digest: bytes = bytes(32)
+
+
+class Journal:
+    """The journal in ``region`` of a disk, in front of the data region ``data``. A `Target` for copies."""
+
+    def __init__(self, disk: OpenDisk, region: Region, data: Region, key: bytes) -> None:
+        self.disk, self.region, self.data, self._key = disk, region, data, key
+        self.id = uuid.uuid4().hex
+        self.end = End()
+        self.epoch = 0
+        self._writing = 0
+        self._broken = False
+        self._changed = threading.Condition()
+
+    @classmethod
+    def of(cls, record: Record, disk: OpenDisk, region: Region, data: Region, key: bytes) -> "Journal":
+        """What an earlier run left, to be applied or gone on with."""
+        found = cls(disk, region, data, key)
+        found.id, found.epoch = record.id, record.epoch
+        found.end = End(record.segments, record.length, bytes.fromhex(record.digest))
+        return found
+
+    @property
+    def _side(self) -> Side:
+        return Side(self.disk.fd, self.region.offset + RECORD_BYTES)
+
+    def begin(self) -> None:
+        """Start an empty journal: whatever record was there is gone, flushed. Raises OSError."""
+        with step("journal-begin"):
+            self._write_record(bytes(RECORD_BYTES))
+
+    def retire(self) -> None:
+        """Somebody else is about to write the data region: the journal counts for nothing any more. Raises OSError."""
+        with step("retire"):
+            self._write_record(bytes(RECORD_BYTES))
+
+    def room(self) -> int:
+        """Bytes of segments that can still be appended."""
+        return self.region.length - RECORD_BYTES - self.end.length
+
+    def put(self, pieces: Sequence[Piece]) -> None:
+        """Append a segment. Raises OSError."""
+        crc, shape = segments.data_crc(pieces), tuple((offset, len(view)) for offset, view in pieces)
+        block = aligned_buffer(DESCRIPTOR_BYTES)
+        with self._changed:
+            descriptor = Descriptor(self.end.segments, self.epoch, crc, shape)
+            at, size = self.end.length, DESCRIPTOR_BYTES + descriptor.data_bytes
+            if size > self.room():
+                raise OSError(errno.ENOSPC, "the journal is full")
+            segments.build(descriptor, bytes.fromhex(self.id), block)
+            self.end = End(self.end.segments + 1, at + size, segments.chain(self.end.digest, block))
+            self._writing += 1
+        try:
+            with step("stage"):
+                write_views(self.disk.fd, [block, *(view for _, view in pieces)], self._side.offset + at)
+        except OSError:
+            self._broken = True
+            raise
+        finally:
+            with self._changed:
+                self._writing -= 1
+                self._changed.notify_all()
+
+    def save(self, header: Header, sync: Sync, *, committed: bool) -> None:
+        """Make everything staged durable, then the record that says so. Raises OSError, `DeviceError`.
+
+        ``committed``: from here on ``sync`` is what the disk stands for; else it is where a run that was cut off may go
+        on. Nobody else may call `put` meanwhile and be counted: segments under way are waited for.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._writing == 0)
+            if self._broken:
+                raise OSError(errno.EIO, "a write to the journal failed")
+            with step("journal-flush" if committed else "checkpoint"):
+                self.disk.flush()
+            block = records.build(self._record(header, sync, committed=committed), self._key)
+            with step("commit-write" if committed else "checkpoint"):
+                self.disk.pwrite(block, self.region.offset)
+            with step("commit-flush" if committed else "checkpoint"):
+                self.disk.flush()
+            if self.disk.pread(RECORD_BYTES, self.region.offset) != block:
+                raise DeviceError(
+                    "The record of a journal reads back other than it was written.",
+                    hint="Do not trust this disk; look at the kernel log (journalctl -k) and at its SMART state.",
+                )
+
+    def apply(
+        self, *, check: bool = True, cancelled: threading.Event | None = None,
+        on_progress: Callable[[int], None] = lambda _: None,
+    ) -> None:  # fmt: skip
+        """Write everything staged to its place in the data region; flushing is the caller's.
+
+        ``check``: look first whether the descriptors are what was signed; who staged them itself just now knows. Raises
+        `JournalDamagedError`, OSError, and `CancelledError`.
+        """
+        if check:
+            self._check()
+        with step("data-write"):
+            _Replay(self, cancelled or threading.Event(), on_progress).run()
+
+    def descriptor(self, number: int, at: int, block: memoryview) -> Descriptor:
+        """Read the descriptor at byte ``at`` of the journal into ``block``. Raises `JournalDamagedError`."""
+        if at + DESCRIPTOR_BYTES > min(self.end.length, self.region.length - RECORD_BYTES):
+            raise segments.damaged(f"segment {number} lies outside of it")
+        self._read(block, at)
+        found = segments.parse(block, bytes.fromhex(self.id), number, self.data.length)
+        if at + DESCRIPTOR_BYTES + found.data_bytes > self.end.length:
+            raise segments.damaged(f"segment {number} ends outside of it")
+        return found
+
+    def read(self, found: Descriptor, at: int, view: memoryview) -> list[Piece]:
+        """The pieces of the segment at ``at``, checked. Raises `JournalDamagedError`."""
+        data = view[: found.data_bytes]
+        self._read(data, at + DESCRIPTOR_BYTES)
+        pieces, used = [], 0
+        for offset, length in found.pieces:
+            pieces.append((offset, data[used : used + length]))
+            used += length
+        if segments.data_crc([(0, data)]) != found.data_crc:
+            raise segments.damaged(f"the data of segment {found.number} are not what was written")
+        return pieces
+
+    def _read(self, view: memoryview, at: int) -> None:
+        try:
+            read_all(self._side, view, at)
+        except OSError as err:
+            raise segments.unreadable(err) from err
+
+    def _check(self) -> None:
+        """Follow the chain through all descriptors to the digest that was signed."""
+        block, at, digest = aligned_buffer(DESCRIPTOR_BYTES), 0, bytes(32)
+        for number in range(self.end.segments):
+            found = self.descriptor(number, at, block)
+            digest = segments.chain(digest, block)
+            at += DESCRIPTOR_BYTES + found.data_bytes
+        if at != self.end.length or digest != self.end.digest:
+            raise segments.damaged("its segments are not those that were committed")
+
+    def _record(self, header: Header, sync: Sync, *, committed: bool) -> Record:
+        return Record(
+            id=self.id, member_uuid=header.payload.member_uuid, header_sequence=header.sequence, committed=committed,
+            sync=sync, epoch=self.epoch, segments=self.end.segments, length=self.end.length,
+            digest=self.end.digest.hex(), old_era=getattr(header.payload, "sync", Sync()).era,
+        )  # fmt: skip
+
+    def _write_record(self, block: bytes) -> None:
+        self.disk.pwrite(block, self.region.offset)
+        self.disk.flush()
+
+
+def needed(rows: npt.NDArray[np.int64], bit: int, *, block_bytes: int) -> int:
+    """The most room in a journal that the blocks of target ``bit`` can take, of those that `runs` gave.
+
+    A segment holds what was gathered at a time, and no two that follow each other would have gone into one; or it holds
+    at least one request, if they are gathered with those of other targets. Some slack is for requests that have to be
+    cut because a part of them cannot be read.
+    """
+    sizes = rows[:, 1] * block_bytes
+    requests = -(-sizes // REQUEST_BYTES)
+    mine = rows[:, 2] >> bit & 1 == 1
+    gathered = 2 * -(-int(sizes.sum()) // REQUEST_BYTES) + int(requests.sum()) // BATCH_PIECES + 1
+    count = min(int(requests[mine].sum()), gathered)
+    return int(sizes[mine].sum()) + count * DESCRIPTOR_BYTES + (_SLACK_BYTES if count else 0)
+
+
+class _Replay:
+    """The threads of one `Journal.apply`. Segments of one epoch do not overlap and go in any order; an epoch begins
+    when all of the one before it is written."""
+
+    def __init__(self, journal: Journal, cancelled: threading.Event, on_progress: Callable[[int], None]) -> None:
+        self._journal, self._cancelled, self._on_progress = journal, cancelled, on_progress
+        self._target = Side(journal.disk.fd, journal.data.offset)
+        self._block = aligned_buffer(DESCRIPTOR_BYTES)
+        self._number, self._at, self._epoch, self._busy = 0, 0, 0, 0
+        self._changed = threading.Condition()
+        self._errors: list[BaseException] = []
+
+    def run(self) -> None:
+        threads = [threading.Thread(target=self._work, name=f"apply-{n}", daemon=True) for n in range(_WORKERS)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self._errors:
+            raise self._errors[0]
+        if self._number < self._journal.end.segments:
+            raise CancelledError("The copy was cancelled.", hint="Run the command again to go on.")
+
+    def _work(self) -> None:
+        try:
+            buffer = aligned_buffer(REQUEST_BYTES)
+            while (taken := self._take()) is not None:
+                try:
+                    for offset, view in self._journal.read(*taken, buffer):
+                        write_all(self._target, view, offset)
+                finally:
+                    with self._changed:
+                        self._busy -= 1
+                        self._changed.notify_all()
+                self._on_progress(taken[0].data_bytes)
+        except BaseException as err:
+            with self._changed:
+                self._errors.append(err)
+
+    def _take(self) -> tuple[Descriptor, int] | None:
+        """The next segment and where it lies; waits before the first one of an epoch."""
+        with self._changed:
+            while not (self._errors or self._cancelled.is_set() or self._number == self._journal.end.segments):
+                found = self._journal.descriptor(self._number, self._at, self._block)
+                if found.epoch != self._epoch and self._busy:
+                    self._changed.wait()
+                    continue
+                at, self._epoch = self._at, found.epoch
+                self._number += 1
+                self._at += DESCRIPTOR_BYTES + found.data_bytes
+                self._busy += 1
+                return found, at
+            return None
