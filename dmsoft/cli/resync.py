@@ -18,9 +18,10 @@ from dmsoft.report.progress import reporter
     "--max-stall", type=DurationType(), default=0.2, metavar="TIME",
     help="How long copying inside the final barrier may hold up writers. [default: 200ms]",
 )  # fmt: skip
+@click.option("--direct", is_flag=True, help="Do not use the journals: faster, and no whole copy until the end.")
 @dry_run_option
 @json_option
-def resync(name: str, labels: tuple[str, ...], max_stall: float, dry_run: bool, as_json: bool) -> None:
+def resync(name: str, labels: tuple[str, ...], max_stall: float, direct: bool, dry_run: bool, as_json: bool) -> None:
     """Copy to the secondaries of NAME (all that are here, or those named) what they miss.
 
     Can be cancelled at any time: what was promised stays true, and the next run goes on.
@@ -33,7 +34,7 @@ def resync(name: str, labels: tuple[str, ...], max_stall: float, dry_run: bool, 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: cancelled.set())
     with reporter(as_json=as_json, dry_run=dry_run) as watch:
-        outcome, error = catch_up(Request(name, labels, max_stall, dry_run), watch, cancelled)
+        outcome, error = catch_up(Request(name, labels, max_stall, dry_run, direct), watch, cancelled)
     if as_json:
         emit(outcome)
     else:

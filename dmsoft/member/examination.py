@@ -8,6 +8,7 @@ from dmsoft.inventory.sysfs import block_device
 from dmsoft.member import header, keys, regions
 from dmsoft.member.identity import identity_of, matches
 from dmsoft.member.payload import AnyPayload, MemberRecord, Region, Secondary, Sync
+from dmsoft.member.record import Record, record_of
 
 
 class CopyView(msgspec.Struct, frozen=True):
@@ -21,7 +22,8 @@ class CopyView(msgspec.Struct, frozen=True):
 
 class Examination(msgspec.Struct, frozen=True):
     """A header as it stands. Sizes and offsets are bytes; ``authentic`` null: this host has no key for the mirror;
-    ``problems``: what does not fit together, or does not fit the device."""
+    ``journal``: what a resync that was cut off left; a committed one counts, and ``consistent_as_of`` is its point in
+    time; ``problems``: what does not fit together, or does not fit the device."""
 
     device: str
     size_bytes: int
@@ -40,6 +42,7 @@ class Examination(msgspec.Struct, frozen=True):
     label: str | None
     sync: Sync | None
     consistent_as_of: str | None
+    journal: Record | None
     members: tuple[MemberRecord, ...] | None
     payload: AnyPayload
 
@@ -53,6 +56,8 @@ def examine(path: str) -> Examination:
     scan = header.read(path, key=key)
     data = payload.regions.get("data")
     sync = payload.sync if isinstance(payload, Secondary) else None
+    journal = record_of(path, key)
+    whole = journal.sync if journal is not None and journal.committed else sync
     return Examination(
         device=path, size_bytes=device.size_bytes, role=payload.role, mirror_name=payload.mirror_name,
         mirror_uuid=payload.mirror_uuid, member_uuid=payload.member_uuid, sequence=found.sequence,
@@ -61,7 +66,7 @@ def examine(path: str) -> Examination:
         regions=payload.regions,
         copies=tuple(CopyView(c.slot, c.status, c.sequence, c.reason) for c in scan.copies),
         problems=tuple(_problems(payload, scan, path)), label=getattr(payload, "label", None), sync=sync,
-        consistent_as_of=None if sync is None else sync.consistent_as_of,
+        consistent_as_of=None if whole is None else whole.consistent_as_of, journal=journal,
         members=getattr(payload, "members", None), payload=payload,
     )  # fmt: skip
 

@@ -3,48 +3,55 @@
 
     barrier      era E begins, everything before it has drained; the primary is flushed
     pre-copy     the stale sets are copied while writes go on; then what was written since E, while that shrinks
-    promise      after each pass: flush the secondary, S := E, so that a run cut off later owes no more than W(E)
-    final        suspended and frozen, the small rest is read into memory; resumed; written; flushed; S advances
+    checkpoint   after each pass, and now and then within one: flush the secondary and note how far it is, so that a run
+                 cut off later owes no more than the rest and W(E)
+    final        `dmsoft.mirror.final`
 
-S moves only in `Job.promise`, and only to an era that a barrier began after which the primary was flushed.
+Copies go into the journal of a secondary, if it has one, is whole and what it misses fits; its data region stays as it
+is until the journal was committed. Else they go straight to their places, and its header says first that it is no whole
+point in time. S moves only in `Job.promise`, and only to an era that a barrier began after which the primary was
+flushed.
 """
 
 import contextlib
-import datetime
 import functools
 import threading
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import BusyError, DeviceError, DmsoftError
-from dmsoft.mirror import attach
-from dmsoft.mirror.attach import Attachment
 from dmsoft.mirror.barrier import Barrier, barrier
-from dmsoft.mirror.execute import device
-from dmsoft.mirror.guard import Guard, resume_watched
+from dmsoft.mirror.final import Final
+from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.progress import Progress
 from dmsoft.mirror.running import Running
-from dmsoft.resync.copy import REQUEST_BYTES, CancelledError, Copier, Side, Staging, Tally
+from dmsoft.mirror.spare import Spares
+from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES, CancelledError, Copier, Side, Tally
 from dmsoft.resync.extents import Request, requests, runs, size_bytes
+from dmsoft.resync.journal import needed
 from dmsoft.units import MIB, format_size
 
+MAX_STAGING_BYTES = 128 * MIB
 _MAX_PASSES = 12
 _MAX_FINALS = 5
-_MAX_STAGING_BYTES = 128 * MIB
 _FIRST_RATE = 32 * MIB  # bytes a second, until one was measured
 _LOOK_SECONDS = 5.0
-_UNREADABLE_HINT = "The secondaries keep their stale blocks. Look at the primary's health now."
+_NAMED = 5
 
 
 class UnreadableError(DeviceError):
     """Parts of the primary could not be read; all the rest was copied.
 
-    The secondaries keep what they had of those parts and stay stale there. The primary is failing: look at the kernel
-    log and its SMART state now, and save what you can.
+    No other secondary had them either. The secondaries keep what they had of those blocks and stay stale there. The
+    primary is failing: look at the kernel log and its SMART state now, and save what you can.
     """
 
     code = "primary-unreadable"
@@ -53,7 +60,7 @@ class UnreadableError(DeviceError):
 @dataclass(slots=True)
 class Run:
     """One run over the ``jobs``, which are open and decided. ``max_stall`` is how long the copying inside the final
-    barrier may take, in seconds."""
+    barrier may take, in seconds; ``direct``: no journal is used."""
 
     running: Running
     jobs: list[Job]
@@ -63,9 +70,12 @@ class Run:
     progress: Progress
     cancelled: threading.Event
     max_stall: float
+    spares: Spares
+    direct: bool = False
     passes: int = 0
     stalls: list[float] = field(default_factory=list)
     rate: float = _FIRST_RATE
+    measured: bool = False
     converged: bool = True
     _look_at: float = 0.0
 
@@ -73,7 +83,7 @@ class Run:
         """Everything from the first barrier on; failures of single secondaries end up in their jobs."""
         since = self._pre_copy() if self._needs_pre_copy() else None
         for _ in range(_MAX_FINALS):
-            if not self.alive or not self.converged or self._final(since):
+            if not self.alive or not self.converged or Final(self, since).run():
                 return
             since = self._pre_copy(since)
         raise DeviceError(
@@ -84,10 +94,10 @@ class Run:
         """One pass over everything, while nothing is tracked: what is written meanwhile may be missing afterwards, so
         nothing is promised and the secondaries are no whole point in time."""
         self.converged = False
-        self._copy_pass()
+        self._copy_pass(None)
         reason = self.running.payload.tracker.doubt or "nothing was tracked"
         for job in self.alive:
-            self._try(job, functools.partial(job.copied_untracked, reason))
+            self.attempt(job, functools.partial(job.copied_untracked, reason))
         self.progress.note(
             "Nothing is tracked at the moment, so what was written while this ran may be missing, and nothing is "
             "promised. `dmsoft status` says why."
@@ -104,7 +114,11 @@ class Run:
     def alive(self) -> list[Job]:
         return [job for job in self.jobs if job.error is None]
 
-    def _size(self, blocks: BlockSet) -> int:
+    @property
+    def tracker(self) -> str:
+        return self.running.payload.tracker.id
+
+    def size(self, blocks: BlockSet) -> int:
         return size_bytes(blocks, block_bytes=self.running.block_bytes, data_bytes=self.running.data.length)
 
     def _union(self) -> BlockSet:
@@ -113,45 +127,51 @@ class Run:
             union |= job.owed
         return union
 
-    def _requests(self) -> Iterable[Request]:
-        """What the jobs owe, as requests whose target bits are positions in `jobs`."""
+    def _rows(self) -> npt.NDArray[np.int64]:
         nothing = BlockSet.empty(self.jobs[0].owed.nr_blocks)
-        rows = runs([nothing if job.error is not None else job.owed for job in self.jobs])
+        alive = self.alive
+        return runs([job.owed if job in alive else nothing for job in self.jobs])
+
+    def requests(self) -> Iterable[Request]:
+        """What the jobs owe, as requests whose target bits are positions in `jobs`."""
         return requests(
-            rows,
+            self._rows(),
             block_bytes=self.running.block_bytes,
             data_bytes=self.running.data.length,
             request_bytes=REQUEST_BYTES,
         )
 
-    def _budget(self) -> int:
+    def budget(self) -> int:
         """Bytes that may be left for the final barrier: what the measured rate moves in ``max_stall``."""
         least = 4 * self.running.block_bytes
-        return max(least, min(_MAX_STAGING_BYTES, int(self.rate * self.max_stall)))
+        return max(least, min(MAX_STAGING_BYTES, int(self.rate * self.max_stall)))
 
     def _needs_pre_copy(self) -> bool:
-        return any(job.decision.since is None for job in self.jobs) or self._size(self._union()) > self._budget()
+        return any(job.decision.since is None for job in self.jobs) or self.size(self._union()) > self.budget()
 
     def _roll(self) -> int:
         """A barrier without a freeze, and a flush of the primary; returns the era that began."""
         self.running.await_room()
         with barrier(self.running.names, self.guard, freeze=False) as here:
-            era = self._next_era(here)
+            era = self.next_era(here)
         self.stalls.append(here.stall_seconds)
         self.running.flush_primary()
         return era
 
-    def _next_era(self, here: Barrier) -> int:
+    def next_era(self, here: Barrier) -> int:
         """Read inside a barrier: the superblock on the disk is final now, and the resume begins the era after it."""
         superblock = self.reader.superblock()
         here.check()
         return superblock.current_era + 1
 
-    def _owe_since(self, era: int) -> None:
-        written = self.reader.written_since(era).blocks
+    def owe(self, since: int | None) -> None:
+        """Read anew what each job owes: what was written since an era, None: since what its disk held at first."""
         for job in self.alive:
-            job.owed = written.copy()
-            job.stale |= written
+            if since is None:
+                job.owed = job.decision.owed(lambda era: self.reader.written_since(era).blocks, job.owed.nr_blocks)
+            else:
+                job.owed = self.reader.written_since(since).blocks
+            job.stale |= job.owed
 
     def _pre_copy(self, since: int | None = None) -> int:
         """Passes until the rest fits the final barrier; returns the era since which the rest was written.
@@ -159,52 +179,58 @@ class Run:
         ``since`` is what an earlier one returned, None the first time: each job begins with its own S then.
         """
         era = self._roll()
-        for job in self.alive:
-            start = job.decision.since if since is None else since
-            if start is not None:
-                job.owed = self.reader.written_since(start).blocks
-                job.stale |= job.owed
+        self.owe(since)
         before = None
         while True:
-            self._copy_pass()
-            self._promise(era, as_of=None)
+            self._copy_pass(era)
+            self._checkpoint(era)
             if not self.alive:
                 return era
-            self._owe_since(era)
-            left = self._size(self._union())
-            if left <= self._budget():
+            self.owe(era)
+            left = self.size(self._union())
+            if left <= self.budget():
                 return era
-            if self.passes >= _MAX_PASSES or (before is not None and left > 0.9 * before and left > _MAX_STAGING_BYTES):
+            if self.passes >= _MAX_PASSES or (before is not None and left > 0.9 * before and left > MAX_STAGING_BYTES):
                 self._give_up(left)
                 return era
             before, closed = left, era
             era = self._roll()
             # Read again: what was written up to that barrier is of the era it closed, and S will be the one it began.
-            self._owe_since(closed)
+            self.owe(closed)
 
     def _give_up(self, left: int) -> None:
         self.converged = False
         self.progress.note(
-            f"{format_size(left)} were written while the last pass copied: writes outrun the copy. The secondary has "
-            f"everything up to that pass, but is not a whole point in time. Run resync again when there is less load."
+            f"{format_size(left)} were written while the last pass copied: writes outrun the copy. What was copied is "
+            f"kept, and the secondary stays stale. Run resync again when there is less load, or with a longer "
+            f"--max-stall."
         )
 
-    def _copy_pass(self) -> None:
+    def _copy_pass(self, until: int | None) -> None:
+        """Copy what is owed, which is all that was written before era ``until``; None while nothing is tracked."""
         self.passes += 1
-        total = self._size(self._union())
-        self.progress.phase(f"pass {self.passes}", total)
-        for job in self.alive:
-            self._try(job, job.spoil)
+        self.place()
+        total = self.size(self._union())
+        staged = sum(job.journal.end.length for job in self.alive if job.journal is not None)
+        self.progress.phase(f"pass {self.passes}", total, staged + total if self._stages() else 0)
         compare = sum(1 << i for i, job in enumerate(self.jobs) if job.decision.kind == "compare" and self.passes == 1)
         copier = Copier(
-            self.source, [job.side for job in self.jobs], compare=compare,
-            cancelled=self.cancelled, on_progress=self._advance,
+            self.source, [job.target for job in self.jobs], compare=compare, cancelled=self.cancelled,
+            batch_pieces=BATCH_PIECES if self._stages() else 1, piece_bytes=self.running.block_bytes,
+            rescue=self.spares.read, on_progress=self._advance,
+            on_checkpoint=lambda offset: self._checkpoint_within(copier, until, offset),
         )  # fmt: skip
         start = time.monotonic()
-        copier.run(self._requests())
-        self._settle(copier.tally)
+        try:
+            copier.run(self.requests())
+        except CancelledError:
+            self._checkpoint_within(copier, until, copier.floor())
+            raise
+        finally:
+            self.count(copier.tally)
         if copier.tally.read > MIB:
-            self.rate = copier.tally.read / max(time.monotonic() - start, 1e-3)
+            self.rate, self.measured = copier.tally.read / max(time.monotonic() - start, 1e-3), True
+        self.settle(copier.tally)
 
     def _advance(self, size_bytes: int) -> None:
         """Called from the threads of a copy, which may take hours: tracking that fails meanwhile ends it."""
@@ -214,114 +240,89 @@ class Run:
             with contextlib.suppress(BusyError):
                 self.running.require_tracking()
 
-    def _settle(self, tally: Tally) -> None:
-        """Take over what a copy did; a job whose target failed is out, and all are when the source did."""
+    def _stages(self) -> bool:
+        return any(job.journal is not None for job in self.alive)
+
+    def place(self) -> None:
+        """Before anything owed is written: into the journal if it fits, else to its place, and the header says so."""
+        rows = self._rows()
+        for index, job in enumerate(self.jobs):
+            if job not in self.alive or not job.owed:
+                continue
+            room = needed(rows, index, block_bytes=self.running.block_bytes)
+            if self.attempt(job, functools.partial(job.open_journal, room, direct=self.direct)):
+                self.progress.note(
+                    f"{job.label}: more is written than its journal holds. The copy goes straight to the disk, which "
+                    f"is no whole point in time until it ends."
+                )
+
+    def _checkpoint_within(self, copier: Copier, until: int | None, offset: int) -> None:
+        if until is None or copier.tally.unread:
+            return
+        for index, job in enumerate(self.jobs):
+            if job in self.alive and job.owed and index not in copier.tally.failed:
+                below = offset // self.running.block_bytes
+                self.attempt(job, functools.partial(job.checkpoint, until, below, self.tracker))
+
+    def _checkpoint(self, era: int) -> None:
+        """Everything written before ``era`` is copied."""
+        for job in self.alive:
+            self.attempt(job, functools.partial(job.promise, era, self.tracker, as_of=None))
+
+    def count(self, tally: Tally) -> None:
         for index, job in enumerate(self.jobs):
             job.written += tally.written[index]
+
+    def settle(self, tally: Tally) -> None:
+        """Take over what a copy failed to do; a job whose target failed is out, or that owes what none could read."""
         for index, err in tally.failed.items():
-            self._fail(self.jobs[index], DeviceError(f"Writing to {self.jobs[index].label} failed: {err.strerror}."))
-        if tally.unread:
-            where = ", ".join(f"{r.offset}+{r.length}" for r in tally.unread[:5])
-            raise UnreadableError(
-                f"The primary could not be read at {len(tally.unread)} places (bytes {where}); the rest was copied.",
-                hint=_UNREADABLE_HINT,
+            self.fail(self.jobs[index], self._broken(self.jobs[index], err))
+        if tally.rescued:
+            self.progress.note(
+                f"{format_size(tally.rescued)} of the primary could not be read and were taken from a secondary that "
+                f"has them. Look at the primary's health now."
             )
+        for index, job in enumerate(self.jobs):
+            unread = [each for each in tally.unread if each.targets >> index & 1]
+            if unread and job in self.alive:
+                # Everything else goes to its place, out of the journal as well.
+                self.attempt(job, job.go_direct)
+                self.fail(job, self._unreadable(unread))
 
-    def _promise(self, era: int, *, as_of: str | None, coupled: bool = False) -> None:
-        """S := ``era``. A ``coupled`` disk is written behind from now on, so it is no point in time."""
-        tracker = self.running.payload.tracker.id
-        for job in self.alive:
-            whole = None if coupled and job.attach else as_of
-            self._try(job, functools.partial(job.promise, era, tracker, as_of=whole))
+    def _broken(self, job: Job, err: OSError) -> DeviceError:
+        if job.journal is None:
+            return DeviceError(f"Writing to {job.label} failed: {err.strerror}.")
+        return DeviceError(
+            f"Writing to the journal of {job.label} failed: {err.strerror}.",
+            hint="Look at the disk's health; `dmsoft resync --direct` does without the journal.",
+        )
 
-    def _try(self, job: Job, action: Callable[[], object]) -> None:
+    def _unreadable(self, unread: list[Request]) -> UnreadableError:
+        blocks = sorted({each.offset // self.running.block_bytes for each in unread})
+        named = ", ".join(map(str, blocks[:_NAMED])) + (", ..." if len(blocks) > _NAMED else "")
+        what = f"block {named}" if len(blocks) == 1 else f"{len(blocks)} blocks ({named})"
+        return UnreadableError(
+            f"The primary could not be read at {what}, and no secondary here has it; the rest was copied.",
+            hint="The secondaries stay stale. Look at the primary's health now, and save what you can.",
+        )
+
+    def attempt(self, job: Job, action: Callable[[], object]) -> object:
+        """Do something to one secondary; if that fails the job is out, and the others go on."""
         try:
-            action()
+            return action()
+        except CancelledError:
+            raise
         except (DmsoftError, OSError) as err:
-            self._fail(job, err if isinstance(err, DmsoftError) else DeviceError(f"{job.label} failed: {err}."))
+            self.fail(job, err if isinstance(err, DmsoftError) else DeviceError(f"{job.label} failed: {err.strerror}."))
+            return None
 
-    def _fail(self, job: Job, err: DmsoftError) -> None:
-        job.error = err
+    def each(self, action: Callable[[Job], object]) -> None:
+        """Do something that takes long to every secondary, side by side."""
+        alive = self.alive
+        with ThreadPoolExecutor(max(1, len(alive))) as pool:
+            for done in [pool.submit(self.attempt, job, functools.partial(action, job)) for job in alive]:
+                done.result()
+
+    def fail(self, job: Job, err: DmsoftError) -> None:
+        job.error = job.error or err
         self.progress.note(f"{job.label}: {err.message}")
-
-    def _final(self, since: int | None) -> bool:
-        """The final barrier; False when more was written just before it than fits, and nothing was done. Coupled
-        secondaries get the rest inside it, since the raid1 needs them equal; the others after it, from memory."""
-        if self.cancelled.is_set():
-            raise CancelledError("The copy was cancelled.", hint="Run the command again to go on.")
-        for job in self.alive:
-            if job.attach:  # what one lacks, a cache device say, must not keep the others from being done
-                self._try(job, functools.partial(attach.ensure_leg, self.running, job.label))
-        for error in [job.error for job in self.jobs if job.error is not None and not self.alive]:
-            raise error
-        coupled = [job.label for job in self.alive if job.attach]
-        if coupled:
-            with attach.prepared(self.running, coupled) as attachment:
-                return self._final_barrier(since, attachment)
-        return self._final_barrier(since, None)
-
-    def _final_barrier(self, since: int | None, attachment: Attachment | None) -> bool:
-        if attachment is not None:
-            for job in self.alive:
-                self._try(job, job.spoil)
-        stage = Staging(2 * self._budget())
-        inside, after = Tally.of(len(self.jobs)), Tally.of(len(self.jobs))
-        sides = [job.side for job in self.jobs]
-        coupled = {i for i, job in enumerate(self.jobs) if attachment is not None and job.label in attachment.labels}
-        self.progress.phase("final", 0)
-        self.running.await_room()
-        with barrier(self.running.names, self.guard, freeze=True) as here:
-            era = self._next_era(here)
-            as_of = now()
-            fits = self._stage_rest(since, stage)
-            if fits and attachment is not None:
-                stage.drain(sides, inside, coupled)
-                here.check()
-                # All or none: a leg that lacks anything must never be coupled, as md may read from it.
-                if not inside.failed and all(self.jobs[i].error is None for i in coupled):
-                    self._swap(here)
-                    attachment.swapped = True
-        self.stalls.append(here.stall_seconds)
-        if not fits:
-            return False
-        self.passes += 1
-        self.running.flush_primary()
-        for job in self.alive:
-            if job.owed:
-                self._try(job, job.spoil)
-        stage.drain(sides, after, {i for i, job in enumerate(self.jobs) if job.error is None} - coupled)
-        self._settle(inside)
-        self._settle(after)
-        self._promise(era, as_of=as_of, coupled=attachment is not None and attachment.swapped)
-        return True
-
-    def _stage_rest(self, since: int | None, stage: Staging) -> bool:
-        """Inside the barrier: read what is owed into memory; False when it does not fit."""
-        for job in self.alive:
-            from_era = since if since is not None else job.decision.since
-            if from_era is None:
-                raise RuntimeError("a job without S cannot skip the pre-copy")
-            job.owed = self.reader.written_since(from_era).blocks
-            job.stale |= job.owed
-        try:
-            stage.fill(self.source, self._requests())
-        except MemoryError:
-            return False
-        except OSError as err:
-            raise UnreadableError(
-                f"The primary could not be read in the final barrier: {err.strerror}.", hint=_UNREADABLE_HINT
-            ) from err
-        return True
-
-    def _swap(self, here: Barrier) -> None:
-        """Make the raid1 that waits in the lower's inactive slot live, under the suspended top."""
-        lower = device(self.running.names.lower)
-        here.lower_suspended = True
-        lower.suspend(lockfs=False)
-        here.owes(resume_watched(self.guard.helper, lower))
-        here.lower_suspended = False
-
-
-def now() -> str:
-    """The time as headers and JSON have it: RFC 3339, UTC, whole seconds."""
-    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -33,13 +33,13 @@ from dmsoft.member.payload import (
     Via,
 )
 from dmsoft.mirror import locate, registry
-from dmsoft.mirror.catchup import now
 from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, check_label, check_name, new_uuid
 from dmsoft.mirror.plan import Placed, Wanted, base, check_coupled, leg, likely_shielded, names_of
 from dmsoft.mirror.running import Running
 from dmsoft.mirror.start import inner_nodes, started
+from dmsoft.mirror.times import now
 from dmsoft.units import GIB, MIB, format_size
 
 DEFAULT_BLOCK_BYTES = MIB

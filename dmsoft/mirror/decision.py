@@ -6,10 +6,12 @@ with a token that both sides know; whatever does not fit makes the answer "compa
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from dmsoft.member.payload import MemberRecord, Primary, Secondary, Sync
+from dmsoft.era.blocks import BlockSet
+from dmsoft.member.payload import MemberRecord, Partial, Primary, Secondary, Sync
 
 Kind = Literal["none", "incremental", "compare", "full"]
 KINDS: tuple[Kind, ...] = ("none", "incremental", "compare", "full")  # ascending by what they cost
@@ -17,11 +19,22 @@ KINDS: tuple[Kind, ...] = ("none", "incremental", "compare", "full")  # ascendin
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a resync of one secondary has to do. ``since`` is S for an incremental one, else None."""
+    """What a resync of one secondary has to do. ``since`` is S for an incremental one, else None; ``partial`` what a
+    run that was cut off has done already."""
 
     kind: Kind
     reason: str
     since: int | None = None
+    partial: Partial | None = None
+
+    def owed(self, written_since: Callable[[int], BlockSet], nr_blocks: int) -> BlockSet:
+        """The blocks to be copied; ``written_since`` reads W of an era at this moment."""
+        owed = BlockSet.full(nr_blocks) if self.since is None else written_since(self.since)
+        if self.partial is None:
+            return owed
+        below = min(self.partial.below, nr_blocks)
+        rest = BlockSet.from_extents(nr_blocks, [(below, nr_blocks - below)])
+        return (owed & rest) | written_since(self.partial.until)
 
 
 def decide(primary: Primary, record: MemberRecord, secondary: Secondary, current_era: int | None) -> Decision:
@@ -33,12 +46,28 @@ def decide(primary: Primary, record: MemberRecord, secondary: Secondary, current
         doubt = record.sync.doubt
     if doubt is not None:
         return Decision("compare", f"nothing is known of it for sure: {doubt}")
-    if secondary.sync.era is None:
+    era, partial = secondary.sync.era, secondary.sync.partial
+    if era is None and partial is None:
         return Decision("full", "it was never copied")
     mismatch = _untracked(primary) or _mismatch(primary, record, secondary.sync, current_era)
+    if era is None:
+        if mismatch is not None:
+            return Decision("full", "it was never copied to the end")
+        return Decision("full", "its first copy was cut off, and goes on there", None, partial)
     if mismatch is not None:
         return Decision("compare", mismatch)
-    return Decision("incremental", f"it holds everything written before era {secondary.sync.era}", secondary.sync.era)
+    more = "" if partial is None else ", and part of the rest from a run that was cut off"
+    return Decision("incremental", f"it holds everything written before era {era}{more}", era, partial)
+
+
+def go_on(
+    primary: Primary, record: MemberRecord, secondary: Secondary, staged: Sync, current_era: int | None
+) -> Decision | None:
+    """What is left to do with what a run that was cut off left in the journal; None when that counts for nothing."""
+    found = decide(primary, record, secondary.replace(sync=staged), current_era)
+    if found.kind != "incremental":
+        return None
+    return Decision(found.kind, f"{found.reason}, in its journal", found.since, found.partial)
 
 
 def from_record(primary: Primary, record: MemberRecord) -> Decision:
@@ -66,12 +95,13 @@ def _mismatch(primary: Primary, record: MemberRecord, sync: Sync, current_era: i
         return "tracking began anew since its last resync"
     if sync.token is None or sync.token not in (record.token_pending, record.token_confirmed):
         return "its last resync is not the one that the primary remembers: one of them was put back from an older copy"
-    if sync.token == record.token_pending and (sync.era or 0) > _most(record):
+    latest = max(sync.era or 0, sync.partial.until if sync.partial else 0)
+    if sync.token == record.token_pending and latest > _most(record):
         return "its last resync ended after the state that the primary was put back to"
     if current_era is None:
         return "the current era is not known"
-    if sync.era is not None and sync.era > current_era:
-        return f"it was synced up to era {sync.era}, which the primary has not reached"
+    if latest > current_era:
+        return f"it was synced up to era {latest}, which the primary has not reached"
     return None
 
 

@@ -18,14 +18,15 @@ from dmsoft.dm.targets import EraStatus
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.spread import spread
 from dmsoft.errors import BusyError, DmsoftError, NotFoundError, NotRootError
-from dmsoft.member import regions
+from dmsoft.member import keys, regions
 from dmsoft.member.payload import MemberRecord, Secondary
+from dmsoft.member.record import record_of
 from dmsoft.mirror import locate, lower, registry
 from dmsoft.mirror.decision import Decision, decide, from_record
 from dmsoft.mirror.generation import Direction, direction
 from dmsoft.mirror.names import PREFIX, Names
 from dmsoft.mirror.progress import published
-from dmsoft.mirror.running import Running, is_active
+from dmsoft.mirror.running import Running, is_active, node_path
 from dmsoft.resync.extents import size_bytes
 from dmsoft.units import format_size
 
@@ -55,7 +56,9 @@ class ViaView(msgspec.Struct, frozen=True):
 
 
 class SecondaryView(msgspec.Struct, frozen=True):
-    """``stale_map``: how much of each of up to 40 equal parts of the device is stale, in percent."""
+    """``stale_map``: how much of each of up to 40 equal parts of the device is stale, in percent. ``journal``: what a
+    resync that was cut off left in it; a committed one counts, and ``consistent_as_of`` is its point in time, while
+    ``synced_era`` and what is stale are of the data region as it lies there."""
 
     label: str
     uuid: str
@@ -71,6 +74,7 @@ class SecondaryView(msgspec.Struct, frozen=True):
     reason: str | None = None
     progress: float | None = None
     stale_map: tuple[int, ...] | None = None
+    journal: Literal["staged", "committed"] | None = None
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -135,19 +139,30 @@ def _mirror(name: str, uuid: str, seen: locate.Census) -> MirrorView:
 
 
 def _without_primary(names: Names, active: bool, seen: locate.Census, err: DmsoftError) -> MirrorView:
-    parts = [m for m in seen.members if m.payload.mirror_uuid == names.mirror_uuid and isinstance(m.payload, Secondary)]
-    secondaries = tuple(
-        SecondaryView(
-            m.payload.label, m.payload.member_uuid, m.device.path, "unknown", ViaView("direct"), "periodic",
-            consistent_as_of=m.payload.sync.consistent_as_of, reason="its primary is not here to compare with",
-        )
-        for m in parts if isinstance(m.payload, Secondary)
-    )  # fmt: skip
+    parts = [m for m in seen.members if m.payload.mirror_uuid == names.mirror_uuid]
+    secondaries = tuple(_alone(m, m.payload) for m in parts if isinstance(m.payload, Secondary))
     state: Literal["missing", "failed"] = "missing" if isinstance(err, NotFoundError) else "failed"
     return MirrorView(
         names.name, names.mirror_uuid, active, None, names.top.path, None, EraView(),
         PrimaryView(None, state), secondaries, (Alert(f"primary-{state}", err.message),),
     )  # fmt: skip
+
+
+def _alone(member: locate.Member, payload: Secondary) -> SecondaryView:
+    left = record_of(member.device.path, _key(payload.mirror_uuid))
+    sync = left.sync if left is not None and left.committed else payload.sync
+    return SecondaryView(
+        payload.label, payload.member_uuid, member.device.path, "unknown", ViaView("direct"), "periodic",
+        consistent_as_of=sync.consistent_as_of, reason="its primary is not here to compare with",
+        journal=None if left is None else left.state,
+    )  # fmt: skip
+
+
+def _key(mirror_uuid: str) -> bytes | None:
+    try:
+        return keys.load(mirror_uuid)
+    except DmsoftError:
+        return None
 
 
 @dataclass(slots=True)
@@ -231,9 +246,10 @@ class _Observer:
         self, record: MemberRecord, current: int | None, stale: "_StaleSets", alerts: list[Alert]
     ) -> SecondaryView:
         running, label = self.running, record.label
-        placed = running.assembly.secondaries.get(label)
+        placed, left = running.assembly.secondaries.get(label), None
         if placed is not None:
             payload = placed.payload
+            left = record_of(node_path(placed.number), running.assembly.key)
             decision = decide(running.payload, record, payload, current)
             sync = payload.sync
             state, reason = self._present(record, payload, decision)
@@ -250,14 +266,14 @@ class _Observer:
             state, share = "syncing", (progress.bytes_done / progress.bytes_total if progress.bytes_total else None)
         if state in _BAD:
             alerts.append(Alert(f"secondary-{state}", f"{label}: {reason or decision.reason}."))
+        as_of = left.sync.consistent_as_of if left is not None and left.committed else sync.consistent_as_of
         return SecondaryView(
             label, record.member_uuid, None if device is None else device.path, state, ViaView(record.via.type),
             record.mode, sync.era,
             None if blocks is None else blocks.count(),
             None if blocks is None else self._bytes(blocks),
-            _lag(sync.consistent_as_of, blocks, state),
-            sync.consistent_as_of, reason or decision.reason, share,
-            None if blocks is None else spread(blocks, _MAP_PARTS),
+            _lag(as_of, blocks, state), as_of, reason or decision.reason, share,
+            None if blocks is None else spread(blocks, _MAP_PARTS), None if left is None else left.state,
         )  # fmt: skip
 
     def _bytes(self, blocks: BlockSet) -> int:

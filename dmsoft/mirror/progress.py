@@ -18,19 +18,27 @@ _PUBLISH_SECONDS = 1.0
 
 
 class Planned(msgspec.Struct, frozen=True):
-    """What a run will do to one secondary, and why; bytes of the stale blocks."""
+    """What a run will do to one secondary, and why; bytes of the stale blocks.
+
+    ``journal``: whether the copy goes through the secondary's journal, which keeps it a whole point in time throughout;
+    if not, ``direct_reason`` says why. ``seconds_estimate`` is by the rate of the last copy, None when there was none.
+    """
 
     label: str
     kind: str
     reason: str
     bytes_stale: int
+    journal: bool = False
+    direct_reason: str | None = None
+    seconds_estimate: float | None = None
 
 
 class Reporter(Protocol):
-    """Who watches a run. ``advance`` comes from several threads."""
+    """Who watches a run. ``advance`` comes from several threads; ``bytes_later`` is what is known to come after the
+    phase."""
 
     def planned(self, plans: list[Planned], bytes_total: int) -> None: ...
-    def phase(self, name: str, bytes_total: int) -> None: ...
+    def phase(self, name: str, bytes_total: int, bytes_later: int = 0) -> None: ...
     def advance(self, count: int) -> None: ...
     def note(self, text: str) -> None: ...
 
@@ -39,7 +47,7 @@ class Silent:
     """A reporter for runs that nobody watches."""
 
     def planned(self, plans: list[Planned], bytes_total: int) -> None: ...
-    def phase(self, name: str, bytes_total: int) -> None: ...
+    def phase(self, name: str, bytes_total: int, bytes_later: int = 0) -> None: ...
     def advance(self, count: int) -> None: ...
     def note(self, text: str) -> None: ...
 
@@ -76,9 +84,9 @@ class Progress:
         self._reporter.planned(plans, bytes_total)
         self._publish(force=True)
 
-    def phase(self, name: str, bytes_total: int) -> None:
+    def phase(self, name: str, bytes_total: int, bytes_later: int = 0) -> None:
         self._phase, self._done, self._total = name, 0, bytes_total
-        self._reporter.phase(name, bytes_total)
+        self._reporter.phase(name, bytes_total, bytes_later)
         self._publish(force=True)
 
     def advance(self, count: int) -> None:

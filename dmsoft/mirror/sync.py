@@ -19,13 +19,17 @@ from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.running import NoRoomError, Running, guard_of
+from dmsoft.mirror.spare import Spares
 from dmsoft.mirror.start import uuid_of
+from dmsoft.resync.extents import runs
+from dmsoft.resync.journal import needed
 
 DEFAULT_MAX_STALL = 0.2
 
 
 class SecondaryOutcome(msgspec.Struct, frozen=True):
-    """What came of one secondary; ``error`` None when it is done."""
+    """What came of one secondary; ``error`` None when it is done. The last three as in `Planned`, for what was known
+    before."""
 
     label: str
     kind: str
@@ -35,6 +39,9 @@ class SecondaryOutcome(msgspec.Struct, frozen=True):
     synced_era: int | None
     consistent_as_of: str | None
     error: str | None = None
+    journal: bool = False
+    direct_reason: str | None = None
+    seconds_estimate: float | None = None
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -53,12 +60,14 @@ class Outcome(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the caller wants: ``labels`` empty means every secondary that is here. ``max_stall`` in seconds."""
+    """What the caller wants: ``labels`` empty means every secondary that is here. ``max_stall`` in seconds; ``direct``:
+    no journal is used."""
 
     name: str
     labels: tuple[str, ...] = ()
     max_stall: float = DEFAULT_MAX_STALL
     dry_run: bool = False
+    direct: bool = False
 
 
 def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> tuple[Outcome, DmsoftError | None]:
@@ -82,16 +91,14 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
                 attach.detach(running, coupled, guard)
             if untracked.mend(running, guard) is not None:
                 records = [running.payload.member(record.label) or record for record in records]
-        jobs, errors = _open(running, records, stack, strict=bool(wanted.labels), dry_run=wanted.dry_run)
+        jobs, errors = _open(running, records, wanted, stack)
         progress = stack.enter_context(Progress(uuid, reporter))
-        progress.planned(
-            [Planned(j.label, j.decision.kind, j.decision.reason, j.bytes_stale) for j in jobs],
-            sum(j.bytes_stale for j in jobs),
-        )
+        plans = [_planned(running, each, direct=wanted.direct) for each in jobs]
+        progress.planned(plans, sum(j.bytes_stale for j in jobs))
         run = None
         if jobs and guard is not None:
-            run = _run(running, jobs, guard, progress, cancelled, wanted.max_stall, stack)
-        return _outcome(jobs, errors, run, time.monotonic() - start)
+            run = _run(running, jobs, guard, progress, cancelled, wanted, stack)
+        return _outcome(jobs, plans, errors, run, time.monotonic() - start)
 
 
 def _chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
@@ -124,7 +131,7 @@ def _with_coupled(running: Running, records: list[MemberRecord]) -> list[MemberR
 
 
 def _open(
-    running: Running, records: list[MemberRecord], stack: contextlib.ExitStack, *, strict: bool, dry_run: bool
+    running: Running, records: list[MemberRecord], wanted: Request, stack: contextlib.ExitStack
 ) -> tuple[list[Job], dict[str, DmsoftError]]:
     """Open every job; a secondary that cannot take part is left out, or raised if it was asked for alone."""
     jobs: list[Job] = []
@@ -132,39 +139,61 @@ def _open(
     era = running.current_era()
     for record in records:
         try:
-            if not dry_run:
+            if not wanted.dry_run:
                 attach.claim(running, record.label)
-            jobs.append(stack.enter_context(job.opened(running, record, era, dry_run=dry_run)))
+            opening = job.opened(running, record, era, dry_run=wanted.dry_run, direct=wanted.direct)
+            jobs.append(stack.enter_context(opening))
         except MetadataError:
             raise
         except DmsoftError as err:
-            if strict and len(records) == 1:
+            if wanted.labels and len(records) == 1:
                 raise
             errors[record.label] = err
     return jobs, errors
 
 
+def _planned(running: Running, each: Job, *, direct: bool) -> Planned:
+    """What will be done to one secondary, as far as it is known now."""
+    stale = each.bytes_stale
+    if each.decision.kind == "incremental" and not stale:
+        return Planned(each.label, "none", "it has everything", 0)
+    room = needed(runs([each.owed]), 0, block_bytes=running.block_bytes)
+    why = "as asked for" if direct else each.why_direct(room)
+    record = running.payload.member(each.label)
+    rate = record.rate if record is not None else None
+    seconds = None if not rate else round(stale * (2 if why is None else 1) / rate, 1)
+    return Planned(each.label, each.decision.kind, each.decision.reason, stale, why is None, why, seconds)
+
+
 def _run(
     running: Running, jobs: list[Job], guard: Guard, progress: Progress, cancelled: threading.Event,
-    max_stall: float, stack: contextlib.ExitStack,
+    wanted: Request, stack: contextlib.ExitStack,
 ) -> Run:  # fmt: skip
     stack.enter_context(running.writing())
     source = stack.enter_context(running.primary_side())
     if running.payload.tracker.doubt is not None:
-        run = Run(running, jobs, guard, None, source, progress, cancelled, max_stall)
+        nobody = Spares(running, None, lambda _: jobs[0].owed)  # not opened: without tracking no block is clean
+        run = Run(running, jobs, guard, None, source, progress, cancelled, wanted.max_stall, nobody, True)
         run.compare_untracked()
         _note_untracked(running, jobs)
         return run
+    rates = [record.rate for each in jobs if (record := running.payload.member(each.label)) and record.rate]
     _note_pending(running, jobs)
     reader = stack.enter_context(running.era_reader())
-    run = Run(running, jobs, guard, reader, source, progress, cancelled, max_stall)
+    spares = Spares(running, running.current_era(), lambda era: reader.written_since(era).blocks)
+    run = Run(
+        running, jobs, guard, reader, source, progress, cancelled, wanted.max_stall, stack.enter_context(spares),
+        wanted.direct,
+    )  # fmt: skip
+    if rates:
+        run.rate = float(min(rates))
     try:
         run.run()
     except NoRoomError:
         if running.era_status().failed:  # the primary's writes fail with it
             untracked.give_up(running, guard, "the era metadata failed during a resync")
         raise
-    _note_confirmed(running, jobs)
+    _note_confirmed(running, jobs, round(run.rate) if run.measured else None)
     return run
 
 
@@ -197,7 +226,7 @@ def _note_untracked(running: Running, jobs: Sequence[Job]) -> None:
     running.grant(payload)
 
 
-def _note_confirmed(running: Running, jobs: Sequence[Job]) -> None:
+def _note_confirmed(running: Running, jobs: Sequence[Job], rate: int | None) -> None:
     payload = running.payload
     floor = payload.tracker.era_floor
     for each in jobs:
@@ -205,16 +234,18 @@ def _note_confirmed(running: Running, jobs: Sequence[Job]) -> None:
         if record is None or each.payload.sync.token != each.token:
             continue
         payload = payload.with_member(
-            record.replace(token_pending=None, token_confirmed=each.token, sync=each.payload.sync)
-        )
+            record.replace(
+                token_pending=None, token_confirmed=each.token, sync=each.payload.sync, rate=rate or record.rate
+            )
+        )  # fmt: skip
         floor = max(floor, each.payload.sync.era or 0)
     running.grant(payload.replace(tracker=payload.tracker.replace(era_floor=floor)))
 
 
 def _outcome(
-    jobs: Sequence[Job], errors: dict[str, DmsoftError], run: Run | None, seconds: float
+    jobs: Sequence[Job], plans: Sequence[Planned], errors: dict[str, DmsoftError], run: Run | None, seconds: float
 ) -> tuple[Outcome, DmsoftError | None]:
-    parts = [_part(each, dry=run is None) for each in jobs]
+    parts = [_part(each, plan, dry=run is None) for each, plan in zip(jobs, plans, strict=True)]
     parts += [SecondaryOutcome(label, "none", "", 0, 0, None, None, err.message) for label, err in errors.items()]
     kind = max((part.kind for part in parts), key=KINDS.index, default="none")
     heaviest = next((part for part in parts if part.kind == kind), None)
@@ -233,12 +264,12 @@ def _outcome(
     return outcome, failed[0] if failed else None
 
 
-def _part(each: Job, *, dry: bool) -> SecondaryOutcome:
+def _part(each: Job, plan: Planned, *, dry: bool) -> SecondaryOutcome:
     stale = each.bytes_stale
     kind = "none" if each.decision.kind == "incremental" and not stale else each.decision.kind
     sync = each.payload.sync
     return SecondaryOutcome(
         each.label, kind, "it has everything" if kind == "none" else each.decision.reason, stale,
         0 if dry else each.written, sync.era, sync.consistent_as_of,
-        None if each.error is None else each.error.message,
+        None if each.error is None else each.error.message, plan.journal, plan.direct_reason, plan.seconds_estimate,
     )  # fmt: skip

@@ -6,6 +6,7 @@ from rich.text import Text
 
 from dmsoft.member.examination import CopyView, Examination
 from dmsoft.member.payload import MemberRecord, Sync
+from dmsoft.member.record import Record
 from dmsoft.report.output import clean, say, show_table, time_text
 from dmsoft.units import format_size
 
@@ -37,7 +38,7 @@ def _facts(found: Examination) -> list[tuple[str, str]]:
         for name, region in sorted(found.regions.items(), key=lambda item: item[1].offset)
     ]
     if found.sync is not None:
-        rows += [("label", found.label or "-"), *_sync(found.sync)]
+        rows += [("label", found.label or "-"), *_sync(found.sync), *_journal(found.journal)]
     return rows + [(f"secondary {record.label}", _record(record)) for record in found.members or ()]
 
 
@@ -52,7 +53,19 @@ def _sync(sync: Sync) -> list[tuple[str, str]]:
     else:
         whole = "no: a copy is or was under way" if sync.era is not None else "no: it was never copied to the end"
     rows = [("holds", _holds(sync)), ("whole", whole)]
+    if sync.partial is not None:
+        rows += [("beyond", f"what it misses before block {sync.partial.below}, as of era {sync.partial.until}")]
     return [*rows, ("doubt", sync.doubt)] if sync.doubt else rows
+
+
+def _journal(record: Record | None) -> list[tuple[str, str]]:
+    if record is None:
+        return []
+    size = format_size(record.length)
+    if not record.committed:
+        return [("journal", f"{size} of a resync that was cut off; the next one goes on with it")]
+    as_of = time_text(record.sync.consistent_as_of or "-")
+    return [("journal", f"committed, {size}, yet to be applied: then the disk is whole as of {as_of}")]
 
 
 def _record(record: MemberRecord) -> str:

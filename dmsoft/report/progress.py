@@ -37,19 +37,31 @@ def reporter(*, as_json: bool, dry_run: bool = False) -> Iterator[Reporter]:
 
 
 def sentence(plan: Planned) -> str:
-    """What will be done to one secondary, and why."""
+    """What will be done to one secondary, why, how long it may take, and what the disk is meanwhile."""
+    if plan.kind == "none":
+        return clean(f"{plan.label}: nothing to copy, because {plan.reason}.")
     what = f"{_WORDS.get(plan.kind, plan.kind)}, {format_size(plan.bytes_stale)}"
-    return clean(f"{plan.label}: {what}, because {plan.reason}.")
+    if plan.seconds_estimate is not None:
+        what += f", about {format_duration(plan.seconds_estimate)}"
+    return clean(f"{plan.label}: {what}, because {plan.reason}. {way(plan.journal, plan.direct_reason)}")
+
+
+def way(journal: bool, direct_reason: str | None) -> str:
+    """Where a copy goes, and what that means for the disk."""
+    if journal:
+        return "It goes through the journal, so the disk stays a whole point in time."
+    return f"It goes straight to the disk ({direct_reason}), which is no whole point in time meanwhile."
 
 
 class _Meter:
-    """Rate and time left of one phase: the mean since its beginning, which a long copy keeps to."""
+    """Rate of one phase, the mean since its beginning, which a long copy keeps to; time left to the end of the run, as
+    far as it is known what comes ``later``."""
 
     def __init__(self) -> None:
-        self.name, self.total, self.done, self.start = "", 0, 0, time.monotonic()
+        self.name, self.total, self.later, self.done, self.start = "", 0, 0, 0, time.monotonic()
 
-    def begin(self, name: str, total: int) -> None:
-        self.name, self.total, self.done, self.start = name, total, 0, time.monotonic()
+    def begin(self, name: str, total: int, later: int = 0) -> None:
+        self.name, self.total, self.later, self.done, self.start = name, total, later, 0, time.monotonic()
 
     @property
     def seconds(self) -> float:
@@ -61,7 +73,7 @@ class _Meter:
 
     @property
     def seconds_left(self) -> float | None:
-        return (self.total - self.done) / self.rate if self.done else None
+        return (self.total - self.done + self.later) / self.rate if self.done else None
 
 
 class _Lines:
@@ -72,9 +84,9 @@ class _Lines:
     def planned(self, plans: list[Planned], bytes_total: int) -> None:
         self._plan(plans)
 
-    def phase(self, name: str, bytes_total: int) -> None:
+    def phase(self, name: str, bytes_total: int, bytes_later: int = 0) -> None:
         with self._lock:
-            self._meter.begin(name, bytes_total)
+            self._meter.begin(name, bytes_total, bytes_later)
             self._last = time.monotonic()
 
     def advance(self, count: int) -> None:
@@ -136,9 +148,9 @@ class _Bar:
         for plan in plans:
             self._progress.console.print(sentence(plan))
 
-    def phase(self, name: str, bytes_total: int) -> None:
+    def phase(self, name: str, bytes_total: int, bytes_later: int = 0) -> None:
         with self._lock:
-            self._meter.begin(name, bytes_total)
+            self._meter.begin(name, bytes_total, bytes_later)
             self._task = None
             if bytes_total:
                 self._task = self._progress.add_task(name, total=bytes_total, amount=_amount(self._meter))

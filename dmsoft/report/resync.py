@@ -3,6 +3,7 @@
 
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
 from dmsoft.report.output import say, time_text
+from dmsoft.report.progress import way
 from dmsoft.units import format_duration, format_size
 
 
@@ -17,12 +18,15 @@ def show(outcome: Outcome, *, dry_run: bool) -> None:
 
 
 def _line(part: SecondaryOutcome, *, dry_run: bool, converged: bool) -> str:
+    as_of = None if part.consistent_as_of is None else time_text(part.consistent_as_of)
     if part.error is not None:
-        return f"not done. {part.error}"
+        return f"not done. {part.error}" + (f" The disk is whole, as of {as_of}." if as_of else "")
     if dry_run:
-        return f"{_intent(part)}, because {part.reason}."
-    if part.consistent_as_of is not None:
-        return f"{_deed(part)}; current as of {time_text(part.consistent_as_of)}."
+        return _intent(part)
+    if not converged and as_of is not None:
+        return f"{_deed(part)}, into its journal; the disk is whole, as of {as_of}."
+    if as_of is not None:
+        return f"{_deed(part)}; current as of {as_of}."
     if converged:
         # Only a disk that is coupled in the kernel is never at rest.
         return f"{_deed(part)}; attached, so writes follow at once."
@@ -37,7 +41,10 @@ def _intent(part: SecondaryOutcome) -> str:
         "compare": f"would compare all {stale} and copy what differs",
         "full": f"would copy all {stale}",
     }
-    return intents[part.kind]
+    if part.kind == "none":
+        return f"{intents['none']}, because {part.reason}."
+    about = "" if part.seconds_estimate is None else f" in about {format_duration(part.seconds_estimate)}"
+    return f"{intents[part.kind]}{about}, because {part.reason}. {way(part.journal, part.direct_reason)}"
 
 
 def _deed(part: SecondaryOutcome) -> str:

@@ -15,6 +15,11 @@ _STYLES = {
     "failed": "bold red", "unknown": "red", "diverged": "bold red",
 }  # fmt: skip
 
+_JOURNAL = {
+    "committed": "its journal was committed; the next start or resync applies it.",
+    "staged": "its journal has part of what it misses; the next resync goes on there.",
+}  # fmt: skip
+
 
 def show(view: StatusView) -> None:
     if not view.mirrors:
@@ -38,6 +43,9 @@ def _show_mirror(mirror: MirrorView) -> None:
     if mirror.secondaries:
         show_table(_table(mirror.secondaries))
         _show_maps(mirror.secondaries)
+    for secondary in mirror.secondaries:
+        if secondary.journal is not None:
+            say(f"  {secondary.label}: {_JOURNAL[secondary.journal]}", hang=2)
     for alert in mirror.alerts:
         say(f"  {alert.code}: {alert.summary}", hang=2)
 

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmsoft.member.payload import MemberRecord, Primary, Secondary, Sync
-from dmsoft.mirror.decision import KINDS, Decision, decide, from_record
+from dmsoft.era.blocks import BlockSet
+from dmsoft.member.payload import MemberRecord, Partial, Primary, Secondary, Sync
+from dmsoft.mirror.decision import KINDS, Decision, decide, from_record, go_on
 from tests.mirror_model import TOKEN, TRACKER, primary, record, secondary
 
 OTHER = "8" * 32
@@ -35,6 +36,68 @@ def test_never_copied_is_full() -> None:
     assert of(Sync()).kind == "full"
     assert of(Sync(), noted=SYNCED).kind == "full"
     assert of(Sync(tracker=TRACKER, token=TOKEN)).kind == "full"
+
+
+def test_a_run_that_was_cut_off_is_gone_on_with() -> None:
+    found = of(SYNCED.replace(partial=Partial(6, 10)))
+    assert (found.kind, found.since, found.partial) == ("incremental", 5, Partial(6, 10))
+    first = of(Sync(tracker=TRACKER, token=TOKEN, partial=Partial(6, 10)))
+    assert (first.kind, first.since, first.partial) == ("full", None, Partial(6, 10))
+
+
+@pytest.mark.parametrize(
+    ("sync", "changes"),
+    [
+        ({"tracker": OTHER}, {}),
+        ({"token": None}, {}),
+        ({}, {"confirmed": OTHER}),
+        ({"partial": Partial(ERA + 1, 10)}, {}),
+        ({}, {"era": None}),
+        ({"doubt": "x"}, {}),
+    ],
+)
+def test_what_a_run_has_done_counts_only_as_s_does(sync: dict[str, object], changes: dict[str, object]) -> None:
+    """For a first copy as well, which starts over then."""
+    for era in (5, None):
+        found = of(SYNCED.replace(**({"era": era, "partial": Partial(6, 10)} | sync)), **changes)
+        assert found.partial is None and found.since is None
+        assert found.kind == ("compare" if era or "doubt" in sync else "full")
+
+
+def test_a_journal_is_gone_on_with_only_if_its_run_is_the_last_that_the_primary_began() -> None:
+    staged = SYNCED.replace(token=OTHER, partial=Partial(6, 10))
+
+    def found(pending: str | None, most: int | None = None, sync: Sync = staged) -> Decision | None:
+        mine = record("s1", sync=SYNCED)
+        mine = mine.replace(token_pending=pending, token_confirmed=TOKEN, pending_most=most)
+        return go_on(primary(mine), mine, secondary(primary(mine), "s1", sync=SYNCED), sync, ERA)
+
+    kept = found(OTHER)
+    assert kept is not None and (kept.since, kept.partial) == (5, Partial(6, 10)) and "journal" in kept.reason
+    assert found(OTHER, 6) is not None
+    assert found(None) is None and found("9" * 32) is None
+    assert found(OTHER, 5) is None
+    assert found(OTHER, None, staged.replace(tracker=OTHER)) is None
+
+
+@given(
+    st.none() | st.integers(1, 9), st.none() | st.tuples(st.integers(1, 9), st.integers(0, 50)),
+    st.lists(st.integers(0, 9), min_size=40, max_size=40),
+)  # fmt: skip
+def test_what_is_owed_is_what_was_not_done(
+    since: int | None, partial: tuple[int, int] | None, written: list[int]
+) -> None:
+    """``written``: the era in which each block was written last. What is done holds all writes before some era."""
+    decision = Decision("full", "", since, None if partial is None else Partial(*partial))
+
+    def written_since(era: int) -> BlockSet:
+        return BlockSet.from_extents(len(written), [(b, 1) for b, last in enumerate(written) if last >= era])
+
+    owed = decision.owed(written_since, len(written))
+    for block, last in enumerate(written):
+        stale = since is None or last >= since
+        done = partial is not None and block < partial[1] and last < partial[0]
+        assert (block in owed) == ((stale and not done) or (partial is not None and last >= partial[0]))
 
 
 def test_the_pending_token_is_as_good_as_the_confirmed_one() -> None:
@@ -92,7 +155,10 @@ def test_a_disk_that_is_away_is_judged_by_what_the_primary_noted() -> None:
 trackers, tokens = st.sampled_from([TRACKER, TRACKER, OTHER, None]), st.sampled_from([TOKEN, TOKEN, OTHER, None])
 eras = st.sampled_from([5, ERA, None, 12])
 doubts = st.sampled_from([None, None, "", "x"])
-syncs = st.builds(Sync, era=eras, tracker=trackers, token=tokens, consistent=st.booleans(), doubt=doubts)
+partials = st.none() | st.builds(Partial, until=st.integers(0, 12), below=st.integers(0, 100))
+syncs = st.builds(
+    Sync, era=eras, tracker=trackers, token=tokens, consistent=st.booleans(), doubt=doubts, partial=partials
+)
 
 
 @st.composite
@@ -111,6 +177,10 @@ def test_an_incremental_answer_stands_on_every_witness(
     found = decide(top, mine, disk, era)
     assert found.kind in KINDS and found.kind != "none" and found.reason
     assert (found.since is not None) == (found.kind == "incremental")
+    if found.partial is not None:
+        assert found.partial == disk.sync.partial and era is not None and found.partial.until <= era
+        assert disk.sync.tracker == top.tracker.id and disk.sync.doubt is None
+        assert disk.sync.token is not None and disk.sync.token in (mine.token_pending, mine.token_confirmed)
     if found.kind == "incremental":
         assert disk.sync.doubt is None
         assert found.since == disk.sync.era and era is not None and disk.sync.era is not None and disk.sync.era <= era

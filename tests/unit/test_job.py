@@ -35,7 +35,8 @@ def test_a_promise_that_was_not_written_is_not_repeated(monkeypatch: pytest.Monk
     owed = BlockSet.empty(4)
     decision = Decision("incremental", "it is behind", 5)
     disk = cast(GatedDevice, NoFlush())
-    job = Job("s1", payload, disk, b"", decision, owed, owed, "8" * 32, attach=False)
+    found = header.Header(1, payload, True)
+    job = Job("s1", found, disk, b"", decision, owed, owed, "8" * 32, attach=False, spoiled=True)
     with pytest.raises(DeviceError):
         job.promise(9, TRACKER, as_of=None)
     assert job.payload.sync == SYNCED

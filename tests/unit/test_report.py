@@ -158,6 +158,66 @@ def test_a_copy_that_is_no_whole_point_in_time_is_not_called_one(
     assert "as of" not in out
 
 
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        (
+            Planned("one", "incremental", "it holds everything written before era 5", 6 * MIB, True, None, 12.0),
+            "one: incremental copy, 6 MiB, about 12 s, because it holds everything written before era 5. It goes "
+            "through the journal, so the disk stays a whole point in time.",
+        ),
+        (
+            Planned("one", "full", "it was never copied", GIB, False, "it is no whole point in time yet"),
+            "one: full copy, 1 GiB, because it was never copied. It goes straight to the disk (it is no whole point in "
+            "time yet), which is no whole point in time meanwhile.",
+        ),
+        (Planned("one", "none", "it has everything", 0), "one: nothing to copy, because it has everything."),
+    ],
+)
+def test_what_a_run_will_do_is_said_before(plan: Planned, words: str) -> None:
+    assert progress.sentence(plan) == words
+
+
+def test_a_dry_run_says_the_same(piped: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for journal, why, words in (
+        (True, None, "through the journal"),
+        (False, "it has no journal", "(it has no journal)"),
+    ):
+        part = SecondaryOutcome("one", "incremental", "it is behind", MIB, 0, 5, TIME, None, journal, why, 90.0)
+        resync.show(Outcome("incremental", "", MIB, 0, 0, 0, 0, (part,)), dry_run=True)
+        out = capsys.readouterr().out
+        assert out.startswith("one: would copy 1 MiB in about 90 s, because it is behind. It goes ") and words in out
+
+
+def test_a_run_that_was_outrun_or_failed_says_that_the_disk_is_whole(
+    piped: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    resync.show(_outcome("incremental", converged=False), dry_run=False)
+    assert "into its journal; the disk is whole, as of 2026-11-21 10:39:27 UTC." in capsys.readouterr().out
+    part = SecondaryOutcome("one", "incremental", "", MIB, 0, 5, TIME, "Writing failed.")
+    resync.show(Outcome("incremental", "", MIB, 0, 1, 0, 0, (part,)), dry_run=False)
+    assert "one: not done. Writing failed. The disk is whole, as of" in capsys.readouterr().out
+
+
+def test_the_time_left_is_that_of_the_whole_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is staged has to be applied yet."""
+    clock = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    meter = progress._Meter()
+    meter.begin("pass 1", 10 * MIB, 10 * MIB)
+    clock[0] += 5
+    meter.done = 5 * MIB
+    assert meter.rate == MIB and meter.seconds_left == 15
+
+
+def test_a_journal_is_told_under_the_table(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+    for state, words in (("committed", "applies it"), ("staged", "part of what it misses")):
+        status.show(
+            _mirror(SecondaryView("one", "0" * 32, "/dev/x", "stale", ViaView("direct"), "periodic", journal=state))  # type: ignore[arg-type]
+        )
+        assert words in capsys.readouterr().out
+
+
 MISSING = Missing(MIB, 5, [(0, 1), (17, 4)], 5, 5 * MIB, "it holds everything before era 5", 64 * MIB, (60, 0, 78, 40))
 
 

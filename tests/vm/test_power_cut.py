@@ -8,6 +8,7 @@ cache by the way, and hide what is tested.
 import mmap
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -49,8 +50,8 @@ def cut_after_promise(rig: Rig, primary: LoggedDisk, monkeypatch: pytest.MonkeyP
         os.close(fd)
         begin(run)
 
-    def counted(job: Job, era: int, tracker: str, *, as_of: str | None) -> None:
-        promise(job, era, tracker, as_of=as_of)
+    def counted(job: Job, era: int, tracker: str, **options: Any) -> None:
+        promise(job, era, tracker, **options)
         entries.append(primary.entries())
 
     with monkeypatch.context() as patch:

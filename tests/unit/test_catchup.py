@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whole runs over files, with a model in place of dm-era and its barrier: killed at any step, under a writer, with and
+without a journal. What differs is always owed, and a disk that says it is whole is one of the points in time."""
+
+import contextlib
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from dmsoft.era.blocks import BlockSet
+from dmsoft.member import header
+from dmsoft.member.gate import GatedDevice
+from dmsoft.member.payload import MemberRecord, Region, Sync
+from dmsoft.mirror import catchup, final
+from dmsoft.mirror.barrier import Barrier
+from dmsoft.mirror.catchup import Run, UnreadableError
+from dmsoft.mirror.decision import decide, go_on
+from dmsoft.mirror.job import Job
+from dmsoft.mirror.names import new_uuid
+from dmsoft.mirror.progress import Progress, Silent
+from dmsoft.resync import copy, recovery, steps
+from dmsoft.resync.copy import CancelledError, Side
+from dmsoft.resync.journal import Journal
+from tests import mirror_model
+from tests.journal_model import BLOCK, BLOCKS, DATA, JOURNAL, KEY, RecordedDisk, blank, data_of, differing, pieces
+
+
+class KilledError(BaseException):
+    """Nobody catches it, as nobody survives a SIGKILL."""
+
+
+class Machine:
+    """A primary in a file with the era of each block's last write, and one secondary."""
+
+    def __init__(self, folder: Path, seed: int, *, journal: int = JOURNAL) -> None:
+        self.chance = random.Random(seed)
+        data = self.chance.randbytes(DATA)
+        self.primary = RecordedDisk(folder / "primary", data)
+        self.secondary = RecordedDisk(folder / "secondary", blank(bytes(DATA), Sync(), journal, folder))
+        self.era, self.last = 7, [0] * BLOCKS
+        self.record: MemberRecord = mirror_model.record("one")
+        self.points = [bytes(DATA)]
+        self.busy: float = 0
+        self.cancelled = threading.Event()
+        self.lock = threading.Lock()
+
+    def close(self) -> None:
+        self.primary.close()
+        self.secondary.close()
+
+    def write(self, *blocks: int) -> None:
+        with self.lock, self.primary.path.open("r+b") as file:
+            for block in blocks:
+                self.last[block] = self.era
+                file.seek(block * BLOCK)
+                file.write(self.chance.randbytes(BLOCK))
+
+    def load(self, _: int = 0) -> None:
+        """What somebody writes while a copy is under way."""
+        if self.chance.random() < self.busy:
+            self.write(self.chance.randrange(BLOCKS))
+
+    def written_since(self, era: int) -> SimpleNamespace:
+        rows = [(block, 1) for block, last in enumerate(self.last) if last >= era]
+        return SimpleNamespace(blocks=BlockSet.from_extents(BLOCKS, rows))
+
+    def superblock(self) -> SimpleNamespace:
+        return SimpleNamespace(current_era=self.era)
+
+    @contextlib.contextmanager
+    def barrier(self, _names: object, _guard: object, *, freeze: bool) -> Iterator[Barrier]:
+        here = cast(Barrier, SimpleNamespace(check=lambda: None, stall_seconds=0.001))
+        yield here
+        if freeze:
+            self.points.append(self.primary.path.read_bytes())
+        self.era += 1
+        self.load()
+
+    def open(self, *, direct: bool = False) -> Job:
+        """As `dmsoft.mirror.job.opened` does it, without the gate and the sample."""
+        found = header.read(self.secondary, key=KEY).header
+        assert found is not None
+        found = recovery.recover(self.secondary, found, KEY)
+        job = self._job(found)
+        staged = recovery.found(self.secondary, found, KEY)
+        decision = (
+            None if staged is None or direct else go_on(self.top, self.record, job.payload, staged.sync, self.era)
+        )
+        if staged is not None and decision is not None and job.decision.kind == "incremental":
+            job.decision, job.held = decision, (decision.since, decision.partial)
+            job.owed = decision.owed(lambda era: self.written_since(era).blocks, BLOCKS)
+            regions = found.payload.regions
+            job.journal = Journal.of(staged, self.secondary, regions["journal"], regions["data"], KEY)
+        return job
+
+    def _job(self, found: header.Header) -> Job:
+        assert hasattr(found.payload, "sync")
+        decision = decide(self.top, self.record, found.payload, self.era)  # type: ignore[arg-type]
+        owed = decision.owed(lambda era: self.written_since(era).blocks, BLOCKS)
+        return Job(
+            "one", found, cast(GatedDevice, self.secondary), KEY, decision, owed, owed.copy(), new_uuid(),
+            attach=False, held=(decision.since, decision.partial),
+        )  # fmt: skip
+
+    @property
+    def top(self) -> Any:
+        return mirror_model.primary(self.record)
+
+    def run(self, *, direct: bool = False, stall: float = 0.0) -> Run:
+        """A whole resync; raises what kills it."""
+        self.cancelled.clear()
+        job = self.open(direct=direct)
+        believed = job.decision.kind == "incremental"
+        confirmed = job.payload.sync.token if believed else self.record.token_confirmed
+        self.record = self.record.replace(token_pending=job.token, token_confirmed=confirmed)
+        running = SimpleNamespace(
+            names=None, payload=self.top, block_bytes=BLOCK, data=Region(0, DATA), await_room=lambda: None,
+            flush_primary=lambda: None, require_tracking=lambda: None,
+        )  # fmt: skip
+        progress = cast(Progress, _Loud(self))
+        spares = SimpleNamespace(read=lambda _offset, _view: False)
+        run = Run(
+            cast(Any, running), [job], cast(Any, None), cast(Any, self), Side(self.primary.fd, 0), progress,
+            self.cancelled, stall, cast(Any, spares), direct,
+        )  # fmt: skip
+        run.run()
+        if job.error is not None:
+            raise job.error
+        self.record = self.record.replace(token_pending=None, token_confirmed=job.token)
+        return run
+
+    def check(self) -> Job:
+        """Open the disk after whatever happened: a whole point in time or known as none, and nothing forgotten."""
+        job = self.open()
+        found = data_of(self.secondary.image())
+        if job.payload.sync.consistent:
+            assert found in self.points, "a mix"
+            self.points = [found]
+        differ = set(differing(found, self.primary.path.read_bytes()))
+        # Of what is staged only the primary's newer writes are owed again, so ask what the disk by itself misses.
+        missed = differ - {b for b in range(BLOCKS) if b in self._job(job.header).owed}
+        assert not missed
+        return job
+
+
+class _Loud(Silent):
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.notes: list[str] = []
+
+    def advance(self, count: int) -> None:
+        self._machine.load(count)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    made = Machine(tmp_path, seed)
+    for module in (catchup, final):
+        monkeypatch.setattr(module, "barrier", made.barrier)
+    yield made
+    made.close()
+
+
+def kill_after(count: int) -> None:
+    """The run ends at the ``count``-th step from now on."""
+    lock, left = threading.Lock(), [count]
+
+    def watch(_: str) -> None:
+        with lock:
+            left[0] -= 1
+            if left[0] <= 0:
+                raise KilledError
+
+    steps.watch = watch
+
+
+@pytest.mark.parametrize("journal", [JOURNAL, 0])
+def test_runs_that_are_killed_at_any_step(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch, journal: int
+) -> None:
+    machine = Machine(tmp_path, seed, journal=journal)
+    for module in (catchup, final):
+        monkeypatch.setattr(module, "barrier", machine.barrier)
+    monkeypatch.setattr(copy, "CHECKPOINT_SECONDS", 0.0005)
+    monkeypatch.setattr(steps, "watch", None)
+    chance, killed = machine.chance, 0
+    with contextlib.closing(machine):
+        for _ in range(30):
+            machine.write(*chance.sample(range(BLOCKS), chance.randrange(BLOCKS // 2)))
+            machine.busy = chance.choice([0, 0, 0.3])
+            kill_after(chance.choice([1, 4, 10, 20, 50]) + chance.randrange(10))
+            try:
+                machine.run(direct=chance.random() < 0.2, stall=chance.choice([0.0, 1.0]))
+            except KilledError:
+                killed += 1
+            machine.busy, steps.watch = 0, None
+            machine.check()
+            if chance.random() < 0.2:
+                machine.run()
+                assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
+    assert killed > 10
+
+
+def test_a_first_copy_goes_on_where_it_was_cut_off(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy, "REQUEST_BYTES", BLOCK)
+    monkeypatch.setattr(catchup, "REQUEST_BYTES", BLOCK)
+    job = machine.open()
+    assert job.decision.kind == "full"
+    machine.record = machine.record.replace(token_pending=job.token)
+    job.open_journal(DATA, direct=False)
+    job.side.put(pieces({block: machine.primary.pread(BLOCK, block * BLOCK) for block in range(20)}))
+    job.checkpoint(machine.era, 20, mirror_model.TRACKER)
+    machine.write(3, 25)
+    again = machine.check()
+    assert again.decision.kind == "full" and again.decision.partial is not None
+    assert {block for block in range(BLOCKS) if block in again.owed} == {3, *range(20, BLOCKS)}
+    run = machine.run()
+    assert run.jobs[0].written == (1 + BLOCKS - 20) * BLOCK
+    assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
+
+
+def test_a_cancelled_run_keeps_what_it_did(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catchup, "REQUEST_BYTES", BLOCK)
+    monkeypatch.setattr(copy, "BATCH_PIECES", 1)
+    monkeypatch.setattr(catchup, "BATCH_PIECES", 1)
+    machine.run()
+    for direct in (True, False):
+        machine.write(*range(0, BLOCKS, 3))
+        count = iter(range(1000))
+        monkeypatch.setattr(
+            machine, "load", lambda _=0, count=count: machine.cancelled.set() if next(count) == 4 else None
+        )  # fmt: skip
+        with pytest.raises(CancelledError):
+            machine.run(direct=direct)
+        left = machine.check()
+        assert left.decision.partial is not None and 0 < left.owed.count() < BLOCKS // 3
+        assert left.payload.sync.consistent is not direct
+        machine.run(direct=direct)
+        assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
+
+
+def test_what_outgrows_the_journal_goes_direct_and_ends_whole(machine: Machine) -> None:
+    machine.run()
+    machine.write(*range(12))
+    job = machine.open()
+    assert job.why_direct(0) is None
+    machine.busy = 0.95
+    run = machine.run()
+    machine.busy = 0
+    machine.check()
+    assert run.passes > 1
+    machine.run()
+    assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
+
+
+def test_what_nobody_can_read_is_named_and_the_rest_is_copied(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.run()
+    machine.write(4, 5, 6)
+    old = data_of(machine.secondary.image())
+    read_all = copy.read_all
+
+    def read(side: Side, view: memoryview, offset: int) -> None:
+        if side.fd == machine.primary.fd and offset < 6 * BLOCK and offset + len(view) > 5 * BLOCK:
+            raise OSError(5, "bad sector")
+        read_all(side, view, offset)
+
+    monkeypatch.setattr(copy, "read_all", read)
+    with pytest.raises(UnreadableError, match="at block 5, and no"):
+        machine.run()
+    monkeypatch.setattr(copy, "read_all", read_all)
+    found, now = data_of(machine.secondary.image()), machine.primary.path.read_bytes()
+    assert differing(found, now) == [5] and differing(found, old) == [4, 6]
+    assert not machine.check().payload.sync.consistent
+    machine.run()
+    assert data_of(machine.secondary.image()) == now
