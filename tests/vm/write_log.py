@@ -9,13 +9,14 @@ cut at that moment, the worst order included. Format: the kernel's drivers/md/dm
 import os
 import struct
 import time
+from collections.abc import Iterator
 
 from tests.vm.rig import read, sh, write
 
 _MAGIC = 0x6A736677736872
 _SUPER = struct.Struct("<QQQI")
 _ENTRY = struct.Struct("<QQQQ")
-_DISCARD, _MARK = 4, 8
+_FLUSH, _FUA, _DISCARD, _MARK = 1, 2, 4, 8
 _SECTOR = 512
 _ALIGN = 4096
 
@@ -50,6 +51,16 @@ class LoggedDisk:
         self._replay(entries, spare)
         self._load(f"linear {spare} 0")
 
+    def flushes(self, first: int, last: int) -> Iterator[bytes]:
+        """What a power cut leaves of the disk after each flush among the entries ``first`` .. ``last`` of the log, and
+        before the first of them. The disk was blank when the log began, and the device is removed by now."""
+        image = bytearray(self.size_bytes)
+        for number, (offset, data, flags) in enumerate(self._requests(last)):
+            if number >= first and flags & (_FLUSH | _FUA):
+                yield bytes(image)
+            image[offset : offset + len(data)] = data
+        yield bytes(image)
+
     def remove(self) -> None:
         sh("dmsetup", "remove", "--retry", self.name)
 
@@ -58,22 +69,26 @@ class LoggedDisk:
         sh("udevadm", "settle")
 
     def _replay(self, entries: int, spare: str) -> None:
-        magic, _, _, sector_size = _SUPER.unpack_from(read(self.log, 0, _ALIGN))
-        assert magic == _MAGIC and sector_size == _SECTOR
-        at = sector_size
         fd = os.open(spare, os.O_RDWR)
         try:
-            for _ in range(entries):
-                start, count, flags, _ = _ENTRY.unpack(self._bytes(at, _ENTRY.size))
-                at += sector_size
-                if flags & (_DISCARD | _MARK) or count == 0:
-                    at += sector_size * count if not flags & _DISCARD else 0
-                    continue
-                os.pwrite(fd, self._bytes(at, count * _SECTOR), start * _SECTOR)
-                at += count * _SECTOR
+            for offset, data, _ in self._requests(entries):
+                os.pwrite(fd, data, offset)
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    def _requests(self, entries: int) -> Iterator[tuple[int, bytes, int]]:
+        """Offset, data and flags of the first ``entries`` of the log; discards and marks have no data here."""
+        magic, _, _, sector_size = _SUPER.unpack_from(read(self.log, 0, _ALIGN))
+        assert magic == _MAGIC and sector_size == _SECTOR
+        at = sector_size
+        for _ in range(entries):
+            start, count, flags, _ = _ENTRY.unpack(self._bytes(at, _ENTRY.size))
+            at += sector_size
+            size = 0 if flags & _DISCARD else count * _SECTOR
+            data = self._bytes(at, size) if size and not flags & _MARK else b""
+            at += size
+            yield start * _SECTOR, data, flags
 
     def _bytes(self, offset: int, length: int) -> bytes:
         first = offset // _ALIGN * _ALIGN
