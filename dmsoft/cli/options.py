@@ -2,6 +2,8 @@
 """Options that several verbs share, and how their values are read."""
 
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +67,10 @@ mode_option = click.option(
 via_option = click.option(
     "--via", "vias", multiple=True, metavar="[LABEL=]WAY",
     help="How a write-behind secondary is reached: direct (default), writecache:DEV or delay:MS.",
+)  # fmt: skip
+max_stall_option = click.option(
+    "--max-stall", type=DurationType(), default=0.2, metavar="TIME",
+    help="How long copying inside the final barrier may hold up writers. [default: 200ms]",
 )  # fmt: skip
 interval_option = click.option(
     "--interval", type=DurationType(), default="5m", show_default=True, metavar="TIME",
@@ -142,3 +148,11 @@ def confirm(question: str, *, yes: bool) -> None:
     if not os.isatty(0):
         raise UsageError("This needs a yes, and there is no terminal to ask on.", hint="Add --yes.")
     click.confirm(question, abort=True, err=True)
+
+
+def cancel_event() -> threading.Event:
+    """An event that Ctrl-C and SIGTERM set from here on, instead of ending the program."""
+    cancelled = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: cancelled.set())
+    return cancelled

@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``dmsoft resync``."""
 
-import signal
-import threading
-
 import click
 
-from dmsoft.cli.options import DurationType, dry_run_option, json_option
+from dmsoft.cli.options import cancel_event, dry_run_option, json_option, max_stall_option
 from dmsoft.report.output import emit
 from dmsoft.report.progress import reporter
 
@@ -14,10 +11,7 @@ from dmsoft.report.progress import reporter
 @click.command(short_help="Copy to the secondaries of NAME what they miss.")
 @click.argument("name")
 @click.argument("labels", nargs=-1, metavar="[LABEL]...")
-@click.option(
-    "--max-stall", type=DurationType(), default=0.2, metavar="TIME",
-    help="How long copying inside the final barrier may hold up writers. [default: 200ms]",
-)  # fmt: skip
+@max_stall_option
 @click.option("--direct", is_flag=True, help="Do not use the journals: faster, and no whole copy until the end.")
 @dry_run_option
 @json_option
@@ -30,11 +24,8 @@ def resync(name: str, labels: tuple[str, ...], max_stall: float, direct: bool, d
     from dmsoft.mirror.sync import resync as catch_up
     from dmsoft.report.resync import show
 
-    cancelled = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: cancelled.set())
     with reporter(as_json=as_json, dry_run=dry_run) as watch:
-        outcome, error = catch_up(Request(name, labels, max_stall, dry_run, direct), watch, cancelled)
+        outcome, error = catch_up(Request(name, labels, max_stall, dry_run, direct), watch, cancel_event())
     if as_json:
         emit(outcome)
     else:

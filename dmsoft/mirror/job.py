@@ -45,7 +45,7 @@ class Job:
     owed: BlockSet
     stale: BlockSet
     token: str
-    attach: bool
+    attach: bool = False
     journal: Journal | None = None
     held: tuple[int | None, Partial | None] = (None, None)
     written: int = 0
@@ -208,15 +208,17 @@ class Job:
 
 @contextlib.contextmanager
 def opened(
-    running: Running, record: MemberRecord, current_era: int | None, *, dry_run: bool = False, direct: bool = False
-) -> Iterator[Job]:
+    running: Running, record: MemberRecord, current_era: int | None, *,
+    attach: bool = False, dry_run: bool = False, direct: bool = False,
+) -> Iterator[Job]:  # fmt: skip
     """Open the secondary of ``record`` through the gate and decide what it needs; ``dry_run``: write nothing at all;
-    ``direct``: a journal is not gone on with.
+    ``direct``: a journal is not gone on with; ``attach``: it is to be coupled at the end.
 
     Raises `NotFoundError` when it is not here, `DivergedError`, and whatever gate and header have to say.
     """
     with gate(running, record, dry_run=dry_run) as (disk, found, doubt):
         job = _job(running, record, current_era, disk, found, doubt)
+        job.attach = attach
         staged = None
         with contextlib.suppress(JournalDamagedError):  # the gate has dealt with that
             staged = recovery.found(disk, found, job.key)
@@ -238,7 +240,7 @@ def _job(
     owed = _owed(running, decision)
     return Job(
         record.label, Header(found.sequence, payload, found.verified), disk, running.assembly.key, decision, owed,
-        owed.copy(), new_uuid(), attach=record.mode == "write-behind", held=(decision.since, decision.partial),
+        owed.copy(), new_uuid(), held=(decision.since, decision.partial),
     )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from dmsoft.errors import BusyError, DmsoftError, NotFoundError, NotRootError
 from dmsoft.member import keys, regions
 from dmsoft.member.payload import MemberRecord, Secondary
 from dmsoft.member.record import record_of
-from dmsoft.mirror import locate, lower, registry
+from dmsoft.mirror import locate, lower, plug, registry
 from dmsoft.mirror.decision import Decision, decide, from_record
 from dmsoft.mirror.generation import Direction, direction
 from dmsoft.mirror.names import PREFIX, Names
@@ -58,7 +58,8 @@ class ViaView(msgspec.Struct, frozen=True):
 class SecondaryView(msgspec.Struct, frozen=True):
     """``stale_map``: how much of each of up to 40 equal parts of the device is stale, in percent. ``journal``: what a
     resync that was cut off left in it; a committed one counts, and ``consistent_as_of`` is its point in time, while
-    ``synced_era`` and what is stale are of the data region as it lies there."""
+    ``synced_era`` and what is stale are of the data region as it lies there. ``catch_up_seconds``: how long a resync
+    would take at the rate of the last one."""
 
     label: str
     uuid: str
@@ -75,6 +76,8 @@ class SecondaryView(msgspec.Struct, frozen=True):
     progress: float | None = None
     stale_map: tuple[int, ...] | None = None
     journal: Literal["staged", "committed"] | None = None
+    away_since: str | None = None
+    catch_up_seconds: float | None = None
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -274,6 +277,8 @@ class _Observer:
             None if blocks is None else self._bytes(blocks),
             _lag(as_of, blocks, state), as_of, reason or decision.reason, share,
             None if blocks is None else spread(blocks, _MAP_PARTS), None if left is None else left.state,
+            record.away_since if state == "away" else None,
+            None if blocks is None or not record.rate else round(self._bytes(blocks) / record.rate, 1),
         )  # fmt: skip
 
     def _bytes(self, blocks: BlockSet) -> int:
@@ -286,7 +291,10 @@ class _Observer:
         if self._coupled(record.label) and doubt is None:
             health = lower.leg_health(self.running.names, self.running.names.leg(record.label))
             return ("failed", "md dropped its leg after an I/O error") if health == "D" else ("attached", None)
-        return ("unknown", None) if decision.kind == "compare" else ("stale", None)
+        if decision.kind == "compare":
+            return "unknown", None
+        waits = plug.waits(self.running.names, record.label, self.running.assembly.secondaries[record.label].number)
+        return ("away", "it was ejected and may be unplugged") if waits else ("stale", None)
 
     def _coupled(self, label: str) -> bool:
         """Whether the lower uses the leg and the leg the disk that is here, not one that was unplugged since."""

@@ -15,7 +15,7 @@ from dmsoft.inventory.sysfs import block_device
 from dmsoft.inventory.usage import Usage
 from dmsoft.member import regions
 from dmsoft.member.payload import MemberRecord, Tracker
-from dmsoft.mirror import attach, canary, job, locate, lower, registry, tracker, untracked
+from dmsoft.mirror import attach, canary, job, locate, lower, plug, registry, tracker, untracked
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards, takes_discards
 from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
@@ -80,8 +80,11 @@ def started(running: Running) -> Started:
     for record in running.payload.members:
         if record.label in running.assembly.problems:
             continue
-        if record.label not in running.assembly.secondaries:
+        placed = running.assembly.secondaries.get(record.label)
+        if placed is None:
             missing.append(record.label)
+            continue
+        if plug.waits(running.names, record.label, placed.number):
             continue
         try:
             _welcome(running, record)

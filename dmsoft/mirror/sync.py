@@ -11,7 +11,7 @@ import msgspec
 
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import attach, job, locate, lower, untracked
+from dmsoft.mirror import attach, job, locate, lower, plug, untracked
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
 from dmsoft.mirror.guard import Guard
@@ -61,13 +61,18 @@ class Outcome(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the caller wants: ``labels`` empty means every secondary that is here. ``max_stall`` in seconds; ``direct``:
-    no journal is used."""
+    no journal is used; ``leaving``: those named are to be unplugged, so they are not coupled afterwards."""
 
     name: str
     labels: tuple[str, ...] = ()
     max_stall: float = DEFAULT_MAX_STALL
     dry_run: bool = False
     direct: bool = False
+    leaving: bool = False
+
+    def couples(self, record: MemberRecord) -> bool:
+        """Whether the secondary is to be written behind by the kernel at the end."""
+        return record.mode == "write-behind" and not (self.leaving and record.label in self.labels)
 
 
 def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> tuple[Outcome, DmsoftError | None]:
@@ -75,11 +80,18 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
 
     Raises when the run as a whole could not be done. The mirror must be running.
     """
-    start = time.monotonic()
-    uuid = uuid_of(wanted.name)
-    with locked(uuid, "operation", name=wanted.name), contextlib.ExitStack() as stack:
+    with locked(uuid_of(wanted.name), "operation", name=wanted.name):
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
+        return resynced(running, wanted, reporter, cancelled)
+
+
+def resynced(
+    running: Running, wanted: Request, reporter: Reporter, cancelled: threading.Event
+) -> tuple[Outcome, DmsoftError | None]:
+    """`resync` for a caller that holds the operation lock, on a mirror that is running."""
+    start = time.monotonic()
+    with contextlib.ExitStack() as stack:
         lower.require_primary(running.names)
         records, guard = _chosen(running, wanted.labels), None
         if not wanted.dry_run:
@@ -92,7 +104,7 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
             if untracked.mend(running, guard) is not None:
                 records = [running.payload.member(record.label) or record for record in records]
         jobs, errors = _open(running, records, wanted, stack)
-        progress = stack.enter_context(Progress(uuid, reporter))
+        progress = stack.enter_context(Progress(running.names.mirror_uuid, reporter))
         plans = [_planned(running, each, direct=wanted.direct) for each in jobs]
         progress.planned(plans, sum(j.bytes_stale for j in jobs))
         run = None
@@ -112,7 +124,9 @@ def _chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
             )
     if labels:
         return [known[label] for label in dict.fromkeys(labels)]
-    here = [record for label, record in known.items() if label in running.assembly.secondaries]
+    placed = running.assembly.secondaries
+    here = [r for label, r in known.items() if label in placed]
+    here = [r for r in here if not plug.waits(running.names, r.label, placed[r.label].number)]
     if not here and running.assembly.problems:
         raise next(iter(running.assembly.problems.values()))
     if not here:
@@ -141,7 +155,9 @@ def _open(
         try:
             if not wanted.dry_run:
                 attach.claim(running, record.label)
-            opening = job.opened(running, record, era, dry_run=wanted.dry_run, direct=wanted.direct)
+            opening = job.opened(
+                running, record, era, attach=wanted.couples(record), dry_run=wanted.dry_run, direct=wanted.direct
+            )
             jobs.append(stack.enter_context(opening))
         except MetadataError:
             raise
@@ -214,6 +230,7 @@ def _note_pending(running: Running, jobs: Sequence[Job]) -> None:
                 pending_most=None,
             )
         )  # fmt: skip
+        plug.forget(running.names, each.label)
     running.grant(payload)
 
 

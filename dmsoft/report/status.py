@@ -7,7 +7,7 @@ from rich.text import Text
 
 from dmsoft.mirror.observe import MirrorView, SecondaryView, StatusView, summary
 from dmsoft.report.maps import line
-from dmsoft.report.output import clean, console, say, show_table, speaks_unicode
+from dmsoft.report.output import clean, console, say, show_table, speaks_unicode, time_text
 from dmsoft.units import format_duration, format_size
 
 _STYLES = {
@@ -46,8 +46,19 @@ def _show_mirror(mirror: MirrorView) -> None:
     for secondary in mirror.secondaries:
         if secondary.journal is not None:
             say(f"  {secondary.label}: {_JOURNAL[secondary.journal]}", hang=2)
+    for each in mirror.secondaries:
+        if each.away_since is not None:
+            say(f"  {each.label}: {_absence(each)}", hang=2)
     for alert in mirror.alerts:
         say(f"  {alert.code}: {alert.summary}", hang=2)
+
+
+def _absence(view: SecondaryView) -> str:
+    """Since when a disk is away, and what it would take to catch up."""
+    text = f"away since {time_text(view.away_since or '')}"
+    if view.catch_up_seconds:
+        text += f"; catching up takes about {format_duration(view.catch_up_seconds)}"
+    return f"{text}; {view.reason}." if view.device is not None else f"{text}."
 
 
 def _headline(mirror: MirrorView) -> str:

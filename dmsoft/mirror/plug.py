@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which plug-in of a disk was let go of, so that dmsoft itself does not take it back while it waits for a hand.
+
+The kernel numbers every appearance of a disk (``diskseq``, since 5.15). The note in /run is a courtesy: without it a
+disk that was let go of counts as returned, and the header's word that it is away stands until the next resync.
+"""
+
+import contextlib
+from pathlib import Path
+
+from dmsoft.mirror.lock import RUN_DIR
+from dmsoft.mirror.names import Names
+
+
+def note(names: Names, label: str, number: str) -> None:
+    """Remember that the disk ``number`` may be unplugged."""
+    with contextlib.suppress(OSError):
+        _path(names, label).write_text(_appearance(number))
+
+
+def waits(names: Names, label: str, number: str) -> bool:
+    """Whether the disk ``number`` was let go of and has not been unplugged since."""
+    try:
+        return _path(names, label).read_text() == _appearance(number)
+    except OSError:
+        return False
+
+
+def forget(names: Names, label: str) -> None:
+    with contextlib.suppress(OSError):
+        _path(names, label).unlink()
+
+
+def _path(names: Names, label: str) -> Path:
+    return RUN_DIR / f"{names.mirror_uuid}.{label}.ejected"
+
+
+def _appearance(number: str) -> str:
+    """OSError where the kernel does not count."""
+    folder = Path(f"/sys/dev/block/{number}").resolve(strict=True)
+    whole = folder.parent if (folder / "partition").exists() else folder
+    return f"{number} {(whole / 'diskseq').read_text().strip()}"

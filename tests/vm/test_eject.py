@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Disks that take turns: each leaves as a whole copy of a moment, and gets exactly its own delta when it is back."""
+
+import os
+
+import pytest
+
+from dmsoft.units import MIB
+from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, refused, table
+
+pytest_plugins = ("tests.vm.rig",)
+
+SIZE = 40 * MIB
+
+
+@pytest.mark.smoke
+def test_disks_take_turns(rig: Rig) -> None:
+    rig.create(primary=rig.cut("p0", SIZE), one=rig.disks["s0"], two=rig.disks["s1"])
+    rig.write(1)
+    rig.resync()
+    missed: dict[str, set[int]] = {"one": set(), "two": set()}
+    for turn, (leaver, stayer, serial) in enumerate([("one", "two", "s0"), ("two", "one", "s1"), ("one", "two", "s0")]):
+        rig.write(block := 3 + turn)
+        missed["one"].add(block)
+        missed["two"].add(block)
+        assert rig.stale(leaver) == missed[leaver]
+        done = ok("eject", NAME, leaver, "--json").json
+        assert (done["safe_to_unplug"], done["resync"]["bytes_copied"]) == (True, len(missed[leaver]) * MIB)
+        missed[leaver] = set()
+        rig.equal(leaver)  # nothing was written since
+        header = rig.secondary_header(leaver).sync
+        assert header.consistent and header.consistent_as_of == done["consistent_as_of"]
+        # Nothing holds the disk, and nothing of ours takes it back while it waits for a hand.
+        with open(rig.secondaries[leaver], "r+b", opener=lambda path, flags: os.open(path, flags | os.O_EXCL)):
+            pass
+        rig.write(20 + turn)
+        missed["one"].add(20 + turn)
+        missed["two"].add(20 + turn)
+        view = rig.secondary(leaver)
+        assert (view["state"], view["stale_blocks"]) == ("away", 1) and view["away_since"]
+        assert f"m-{leaver}" not in ours()
+        ok("start", NAME)
+        assert [part["label"] for part in rig.resync()["secondaries"]] == [stayer]
+        missed[stayer] = set()
+        assert rig.states() == {leaver: "away", stayer: "current"}
+
+        rig.disks.unplug(serial)
+        assert rig.states()[leaver] == "away" and rig.stale(leaver) == missed[leaver]
+        rig.write(30 + turn)
+        missed["one"].add(30 + turn)
+        missed["two"].add(30 + turn)
+        rig.disks.replug(serial)
+        assert rig.states()[leaver] == "stale" and rig.stale(leaver) == missed[leaver]
+        back = rig.resync(leaver)
+        assert (back["kind"], back["bytes_copied"]) == ("incremental", len(missed[leaver]) * MIB)
+        missed[leaver] = set()
+        rig.equal(leaver)
+        assert rig.secondary(leaver)["away_since"] is None
+
+
+def test_a_coupled_disk_leaves_as_a_whole_copy(rig: Rig) -> None:
+    """The other one stays coupled; the one that leaves is drained, uncoupled and one point in time."""
+    rig.create("--mode", "write-behind", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE), two=rig.cut("s1", SIZE))
+    rig.resync()
+    assert rig.states() == {"one": "attached", "two": "attached"}
+    rig.write(5, 6)
+    with rig.writing(span=2 * MIB) as writer:
+        done = ok("eject", NAME, "one", "--json").json
+    assert writer.count
+    assert done["consistent_as_of"] == rig.secondary_header("one").sync.consistent_as_of
+    assert "m-one" not in ours() and "raid1" in table("m-lower")
+    assert rig.states()["two"] == "attached"
+    rig.superset("one")
+    assert "whole copy" not in dmsoft("eject", NAME, "one", "--dry-run").out
+    rig.resync("one")
+    assert rig.states() == {"one": "attached", "two": "attached"}
+
+
+def test_what_is_not_here_cannot_leave(rig: Rig) -> None:
+    rig.create(primary=rig.cut("p0", SIZE), one=rig.disks["s0"])
+    refused(5, "eject", NAME, "nobody")
+    rig.disks.unplug("s0")
+    refused(5, "eject", NAME, "one")
+    rig.disks.replug("s0")
+    ok("stop", NAME)
+    refused(5, "eject", NAME, "one")
