@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.bench.rows import print_rows
 
 # Modules that are no benchmarks.
-_SUPPORT = {"__init__", "__main__", "rows"}
+_SUPPORT = {"__init__", "__main__", "guest", "rows"}
 
 
 def main(argv: list[str]) -> int:

@@ -7,13 +7,12 @@ after each mirror the bare device gets the same load, and the mirror is held aga
 """
 
 import argparse
-import json
-import os
 from collections.abc import Iterator
 from typing import Any
 
 from dmsoft.mirror.create import DEFAULT_BLOCK_BYTES
 from dmsoft.units import KIB, MIB, format_size
+from tests.bench import guest
 from tests.bench.rows import Row
 from tests.harness import vm
 
@@ -36,26 +35,9 @@ def measure(arguments: list[str]) -> Iterator[Row]:
     cases = [len(words.split(",")) for words in (options.sizes, options.loads, options.places)]
     seconds = 2 * cases[0] * cases[1] * cases[2] * (options.seconds + options.warm_up + 15)
     disks = (vm.Disk("primary", size=_DISK), vm.Disk("secondary", size=_DISK), vm.Disk("metadata", size=256 * MIB))
-    settings = vm.Options(disks, memory=1536, cpus=min(2, os.cpu_count() or 1), timeout=900 + 2 * seconds)
-    command = ["python", "-m", "tests.bench.write_guest", str(options.seconds), str(options.warm_up)]
-    command += [options.sizes, options.loads, options.places]
-    for figures in _guest(command, settings):
-        yield from _rows(figures)
-
-
-def _guest(command: list[str], settings: vm.Options) -> list[dict[str, Any]]:
-    """The JSON lines of a command in a VM, with a dot on standard error for each as it comes."""
-    text = bytearray()
-
-    def take(data: bytes) -> None:
-        text.extend(data)
-        os.write(2, b"." * data.count(b"\n"))
-
-    result = vm.stream(command, settings, take, lambda data: os.write(2, data))
-    os.write(2, b"\n")
-    if result.status:
-        raise RuntimeError(f"the VM's part did not end well: {result.message}")
-    return [json.loads(line) for line in text.splitlines()]
+    words = [str(options.seconds), str(options.warm_up), options.sizes, options.loads, options.places]
+    for found in guest.figures("tests.bench.write_guest", words, disks, timeout=900 + 2 * seconds):
+        yield from _rows(found)
 
 
 def _rows(found: dict[str, Any]) -> Iterator[Row]:
