@@ -78,6 +78,7 @@ class SecondaryView(msgspec.Struct, frozen=True):
     journal: Literal["staged", "committed"] | None = None
     away_since: str | None = None
     catch_up_seconds: float | None = None
+    verified_at: str | None = None
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -279,6 +280,7 @@ class _Observer:
             None if blocks is None else spread(blocks, _MAP_PARTS), None if left is None else left.state,
             record.away_since if state == "away" else None,
             None if blocks is None or not record.rate else round(self._bytes(blocks) / record.rate, 1),
+            record.verified_at,
         )  # fmt: skip
 
     def _bytes(self, blocks: BlockSet) -> int:

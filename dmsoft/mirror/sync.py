@@ -93,7 +93,7 @@ def resynced(
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
         lower.require_primary(running.names)
-        records, guard = _chosen(running, wanted.labels), None
+        records, guard = chosen(running, wanted.labels), None
         if not wanted.dry_run:
             records = _with_coupled(running, records)
             coupled = [record.label for record in records if record.mode == "write-behind"]
@@ -113,7 +113,7 @@ def resynced(
         return _outcome(jobs, plans, errors, run, time.monotonic() - start)
 
 
-def _chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
+def chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
     """The records meant: those named, else those that are here. Raises `NotFoundError`, or why none can be used."""
     known = {record.label: record for record in running.payload.members}
     for label in labels:

@@ -19,6 +19,7 @@ _LINE_SECONDS = 5.0
 _OBJECT_SECONDS = 1.0
 _WORDS = {
     "full": "full copy", "incremental": "incremental copy", "compare": "compare of every block", "none": "nothing",
+    "verify": "comparison",
 }  # fmt: skip
 
 
