@@ -16,7 +16,6 @@ from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sectors_wri
 from tests.vm.test_gate import SIGNATURES
 
 pytest_plugins = ("tests.vm.rig",)
-pytestmark = pytest.mark.slow
 
 SIZE = 24 * MIB
 Loops = Callable[..., str]

@@ -16,7 +16,6 @@ from tests.harness.guestkit import settle
 from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, suspended
 
 pytest_plugins = ("tests.vm.rig",)
-pytestmark = pytest.mark.slow
 
 SIZE = 24 * MIB
 

@@ -15,7 +15,6 @@ from tests.harness.guestkit import settle
 from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, sh, write
 
 pytest_plugins = ("tests.vm.rig",)
-pytestmark = pytest.mark.slow
 
 SIZE = 32 * MIB
 BLOCKS = 23

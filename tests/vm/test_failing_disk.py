@@ -7,7 +7,6 @@ from dmsoft.units import MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, suspended
 
 pytest_plugins = ("tests.vm.rig",)
-pytestmark = pytest.mark.slow
 
 SIZE = 32 * MIB
 

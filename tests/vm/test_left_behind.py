@@ -8,7 +8,6 @@ from dmsoft.units import MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, read, refused, sh, suspended, table, write
 
 pytest_plugins = ("tests.vm.rig",)
-pytestmark = pytest.mark.slow
 
 SIZE = 40 * MIB
 WRITE_BEHIND = ("--mode", "write-behind")

@@ -9,7 +9,6 @@ from dmsoft.units import MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, refused, sectors_written, sh, suspended, table, wait_until
 
 pytest_plugins = ("tests.vm.rig",)
-pytestmark = pytest.mark.slow
 
 
 def test_a_secondary_is_away_for_a_while(rig: Rig) -> None:
