@@ -78,11 +78,11 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
     if paths:
         return list(_plan_paths(paths, kernel))
     if kernel:
-        return _shards(kernel, usual)
-    jobs = [*_shards(kernels.DEFAULT, usual), Job("crash", ("tests/crash",), usual)]
+        return _shards(kernel, "tests/vm", usual, kernel)
+    jobs = [*_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT), Job("crash", ("tests/crash",), usual)]
     for version in SMOKE_KERNELS + MORE_KERNELS * everything:
         jobs.append(Job(version, ("tests/vm",), "smoke" if everything else "smoke and not slow", version))
-    return [*jobs, Job("unit", ("tests/unit",), usual)]
+    return [*jobs, *_shards("unit", "tests/unit", usual)]
 
 
 def _plan_paths(paths: Sequence[str], kernel: str | None) -> Iterator[Job]:
@@ -101,14 +101,14 @@ def _in_guest(path: str) -> bool:
     return file.is_relative_to(CHECKOUT / "tests/vm")
 
 
-def _shards(kernel: str, marks: str) -> list[Job]:
-    """The VM suite in runs of like size; a file's length stands for the time its tests take."""
-    files = sorted((CHECKOUT / "tests/vm").glob("**/test_*.py"), key=lambda file: -file.stat().st_size)
+def _shards(name: str, folder: str, marks: str, kernel: str | None = None) -> list[Job]:
+    """A folder in runs of like size; a file's length stands for the time its tests take."""
+    files = sorted((CHECKOUT / folder).glob("**/test_*.py"), key=lambda file: -file.stat().st_size)
     shards: list[list[Path]] = [[] for _ in range(SHARDS)]
     for file in files:
         min(shards, key=lambda shard: sum(member.stat().st_size for member in shard)).append(file)
-    names = [tuple(sorted(str(file.relative_to(CHECKOUT)) for file in shard)) for shard in shards]
-    return [Job(f"{kernel}/{number}", paths, marks, kernel) for number, paths in enumerate(names, 1) if paths]
+    parts = [tuple(sorted(str(file.relative_to(CHECKOUT)) for file in shard)) for shard in shards]
+    return [Job(f"{name}/{number}", paths, marks, kernel) for number, paths in enumerate(parts, 1) if paths]
 
 
 class Runner:
