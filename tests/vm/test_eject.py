@@ -46,9 +46,9 @@ def test_disks_take_turns(rig: Rig) -> None:
 
         rig.disks.unplug(serial)
         assert rig.states()[leaver] == "away" and rig.stale(leaver) == missed[leaver]
-        rig.write(30 + turn)
-        missed["one"].add(30 + turn)
-        missed["two"].add(30 + turn)
+        rig.write(25 + turn)
+        missed["one"].add(25 + turn)
+        missed["two"].add(25 + turn)
         rig.disks.replug(serial)
         assert rig.states()[leaver] == "stale" and rig.stale(leaver) == missed[leaver]
         back = rig.resync(leaver)
