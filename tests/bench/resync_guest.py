@@ -6,6 +6,7 @@ after (gate, header, sample, barriers) does not grow with the dirty set, and is 
 """
 
 import contextlib
+import io
 import json
 import mmap
 import os
@@ -36,10 +37,11 @@ def disk(serial: str) -> str:
 
 
 def dmsoft(*words: str) -> None:
-    with contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = run(list(words))
     if code:
-        raise RuntimeError(f"dmsoft {' '.join(words)}: exit status {code}")
+        raise RuntimeError(f"dmsoft {' '.join(words)}: exit status {code}: {said.getvalue()}")
 
 
 def sh(*argv: str) -> str:
