@@ -121,13 +121,22 @@ class Job:
         Written even if the header says so already: that may stand in one copy alone, or only in the disk's cache.
         """
         if not self.spoiled:
-            self._withdraw(
-                self.payload.replace(sync=self.payload.sync.replace(consistent=False, consistent_as_of=None))
-            )
+            self._withdraw(self.payload.replace(sync=self._spoiled()))
             if "journal" in self.payload.regions:
                 with contextlib.suppress(OSError):  # it does not count under the new header anyway
                     self.new_journal().retire()
             self.spoiled = True
+
+    def _spoiled(self) -> Sync:
+        """What the header says while the data region is written: the token of this run, because a primary put back from
+        an image of before it lacks the marks of what this run is about to copy. With a token that the primary knows
+        comes nothing that was not believed: neither an S in doubt nor what an earlier run is said to have done."""
+        sync, decision = self.payload.sync, self.decision
+        if decision.kind == "compare" and sync.doubt is None:
+            sync = sync.replace(doubt=decision.reason[:200])
+        elif decision.kind == "full":
+            sync = sync.replace(partial=decision.partial)
+        return sync.replace(token=self.token, consistent=False, consistent_as_of=None)
 
     def doubt(self, reason: str) -> None:
         """Withdraw everything the disk promised; the next resync compares every block."""

@@ -73,6 +73,7 @@ class Journal:
         self.id = uuid.uuid4().hex
         self.end = End()
         self.epoch = 0
+        self._begun_under = 0
         self._writing = 0
         self._broken = False
         self._changed = threading.Condition()
@@ -81,7 +82,7 @@ class Journal:
     def of(cls, record: Record, disk: OpenDisk, region: Region, data: Region, key: bytes) -> "Journal":
         """What an earlier run left, to be applied or gone on with."""
         found = cls(disk, region, data, key)
-        found.id, found.epoch = record.id, record.epoch
+        found.id, found.epoch, found._begun_under = record.id, record.epoch, record.header_sequence
         found.end = End(record.segments, record.length, bytes.fromhex(record.digest))
         return found
 
@@ -202,8 +203,10 @@ class Journal:
             raise segments.damaged("its segments are not those that were committed")
 
     def _record(self, header: Header, sync: Sync, *, committed: bool) -> Record:
+        # Of the two copies the one with the higher number, which need not be the one that could be read just now.
+        sequence = max(header.sequence, self._begun_under)
         return Record(
-            id=self.id, member_uuid=header.payload.member_uuid, header_sequence=header.sequence, committed=committed,
+            id=self.id, member_uuid=header.payload.member_uuid, header_sequence=sequence, committed=committed,
             sync=sync, epoch=self.epoch, segments=self.end.segments, length=self.end.length,
             digest=self.end.digest.hex(), old_era=getattr(header.payload, "sync", Sync()).era,
         )  # fmt: skip

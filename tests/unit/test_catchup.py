@@ -16,7 +16,7 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.member import header
 from dmsoft.member.gate import GatedDevice
 from dmsoft.member.payload import MemberRecord, Region, Sync
-from dmsoft.mirror import catchup, final
+from dmsoft.mirror import catchup, final, tracker
 from dmsoft.mirror.barrier import Barrier
 from dmsoft.mirror.catchup import Run, UnreadableError
 from dmsoft.mirror.decision import decide, go_on
@@ -282,4 +282,92 @@ def test_what_nobody_can_read_is_named_and_the_rest_is_copied(
     assert differing(found, now) == [5] and differing(found, old) == [4, 6]
     assert not machine.check().payload.sync.consistent
     machine.run()
+    assert data_of(machine.secondary.image()) == now
+
+
+@pytest.mark.parametrize("killed_at", ["after copy", "before data-flush", "after super-write"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_a_primary_put_back_from_before_a_run_knows_nothing_of_what_that_run_copied(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, direct: bool, killed_at: str
+) -> None:
+    """Of the writes made since that image the primary has neither data nor marks, and the secondary has the data."""
+    machine.run()
+    image, last, era, record = machine.primary.path.read_bytes(), list(machine.last), machine.era, machine.record
+    machine.write(5)
+
+    def watch(step: str) -> None:
+        if step == killed_at:
+            raise KilledError
+
+    monkeypatch.setattr(steps, "watch", watch)
+    with contextlib.suppress(KilledError):
+        machine.run(direct=direct)
+    monkeypatch.setattr(steps, "watch", None)
+    machine.primary.path.write_bytes(image)
+    machine.last, machine.era, machine.record = last, era + 1, tracker.bounded(record, era)
+    job = machine.check()
+    assert job.owed.count() in (0, BLOCKS)
+
+
+def test_what_a_run_doubted_is_not_believed_after_it_was_killed(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header has the token of that run by then, which the primary knows."""
+    machine.run()
+    machine.secondary.pwrite(bytes(BLOCK), header.HEADER_BYTES + JOURNAL + 9 * BLOCK)
+    machine.record = machine.record.replace(token_confirmed="9" * 32)
+
+    def watch(step: str) -> None:
+        if step == "after copy":
+            raise KilledError
+
+    machine.write(3)
+    monkeypatch.setattr(steps, "watch", watch)
+    with contextlib.suppress(KilledError):
+        machine.run()
+    monkeypatch.setattr(steps, "watch", None)
+    assert machine.open().decision.kind == "compare"
+    machine.run()
+    assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
+
+
+def test_a_header_copy_that_could_not_be_read_while_a_journal_was_gone_on_with(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal was begun under a header that counts again as soon as the disk can read it."""
+    machine.run()
+    machine.write(*range(10))
+    job = machine.open()
+    machine.record = machine.record.replace(token_pending=job.token)
+    job.open_journal(10 * (BLOCK + 4096), direct=False)
+    now = machine.primary.path.read_bytes()
+    job.target.put(pieces({n: now[n * BLOCK : (n + 1) * BLOCK] for n in range(10)}))
+    job.promise(machine.era, mirror_model.TRACKER, as_of=None)
+    scan = header.read(machine.secondary, key=KEY)
+    assert scan.header is not None
+    newest = next(each.slot for each in scan.copies if each.sequence == scan.header.sequence)
+    pread = RecordedDisk.pread
+
+    def broken(self: RecordedDisk, length: int, offset: int) -> bytes:
+        if offset == newest * header.SLOT_BYTES:
+            raise OSError(5, "bad sector")
+        return pread(self, length, offset)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(RecordedDisk, "pread", broken)
+        job = machine.open()
+    assert job.journal is not None and job.header.sequence == scan.header.sequence - 1
+    machine.era += 1
+    machine.points.append(now)
+    apply = Journal.apply
+
+    def cut(_: Journal, **__: Any) -> None:
+        machine.secondary.pwrite(now[:BLOCK], header.HEADER_BYTES + JOURNAL)
+        raise KilledError
+
+    monkeypatch.setattr(Journal, "apply", cut)
+    with pytest.raises(KilledError):
+        job.promise(machine.era, mirror_model.TRACKER, as_of="2026-02-02T00:00:00Z")
+    monkeypatch.setattr(Journal, "apply", apply)
+    machine.check()
     assert data_of(machine.secondary.image()) == now
