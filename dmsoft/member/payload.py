@@ -76,10 +76,10 @@ class Partial(Value, frozen=True):
 class Sync(Value, frozen=True):
     """What a secondary holds: every write of an era < ``era`` of the tracker life ``tracker``, on its own medium.
 
-    ``era`` None: never copied, copy everything. ``doubt``: why nothing is known any more, so that every block is
-    compared; it never goes back to None except at the end of a resync. ``consistent`` False: a copy is or was under
-    way straight into the data region, so the disk is no whole point in time. ``partial`` says what it got beyond
-    ``era`` from a run that was cut off.
+    ``era`` None: never copied, copy everything. ``token`` is of the last run that wrote to the data region.
+    ``doubt``: why nothing is known any more, so that every block is compared; it never goes back to None except at the
+    end of a resync. ``consistent`` False: a copy is or was under way straight into the data region, so the disk is no
+    whole point in time. ``partial`` says what it got beyond ``era`` from a run that was cut off.
     """
 
     era: EraNumber | None = None

@@ -10,6 +10,7 @@ from dmsoft.member import regions
 from dmsoft.mirror import locate
 from dmsoft.mirror.decision import Decision, decide, from_record
 from dmsoft.mirror.running import Running, is_active
+from dmsoft.mirror.start import doubt_of
 from dmsoft.resync.extents import size_bytes
 
 _MAP_PARTS = 64
@@ -59,6 +60,10 @@ def _decision(running: Running, label: str) -> Decision:
     record = running.payload.member(label)
     if record is None:
         raise NotFoundError(f"{running.names.name} has no secondary {label}.", hint="`dmsoft status` lists them.")
+    # Of a mirror that runs this was found out when it was started.
+    doubt = None if is_active(running.names) else doubt_of(running)
+    if doubt is not None:
+        return Decision("compare", f"nothing is known of what was written: {doubt}")
     placed = running.assembly.secondaries.get(label)
     if placed is None:
         return from_record(running.payload, record)

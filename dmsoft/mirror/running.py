@@ -15,14 +15,14 @@ from dmsoft.errors import DeviceError, NotFoundError
 from dmsoft.member import regions
 from dmsoft.member.disk import open_for_read
 from dmsoft.member.gate import GatedDevice, open_exclusive
-from dmsoft.member.header import write_granted, write_withdrawn
+from dmsoft.member.header import require, write_granted, write_withdrawn
 from dmsoft.member.payload import Primary, Region
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node
 from dmsoft.mirror.plan import Placed, lower_linear, metadata_place, names_of, untracked_top
-from dmsoft.mirror.wayout import WayOut
+from dmsoft.mirror.wayout import TrackingLostError, WayOut
 from dmsoft.resync.copy import Side
 
 # How long the kernel may take to digest the eras that fill the metadata.
@@ -197,7 +197,14 @@ class Running:
             yield gated
 
     def grant(self, payload: Primary) -> None:
-        """Write the primary's header: more is promised than before. Raises `DeviceError`."""
+        """Write the primary's header: more is promised than before. Raises `DeviceError`, and `TrackingLostError` if a
+        guard has taken the way out since the header was read: its word must not be overwritten."""
+        now = require(self.primary, key=self.assembly.key).payload
+        if not isinstance(now, Primary) or now.tracker.id != self.payload.tracker.id:
+            raise TrackingLostError(
+                f"The mirror {self.names.name} was resumed without tracking meanwhile, so nothing new is promised.",
+                hint="Run `dmsoft resync`: it begins tracking anew and compares every block.",
+            )
         write_granted(self.primary, payload, self.assembly.key)
         self._now(payload)
 

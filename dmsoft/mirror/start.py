@@ -161,11 +161,12 @@ def _track(running: Running, *, shielded: bool) -> str | None:
 
 
 def _go_without(running: Running, reason: str, *, shielded: bool) -> None:
-    """Load a top without tracking; in the header, that comes first."""
+    """Load a top without tracking; in the header, that comes first, also before the top that failed its check is taken
+    down: somebody may have it open by now, and then it stays."""
     names = running.names
-    dismantle([names.top])
     with running.writing():
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
+    dismantle([names.top])
     ensure([shield(running.payload)] if shielded else [])
     ensure([untracked_top(running.payload, shielded=shielded)], inner=False)
     require_no_discards(names.top)
@@ -178,7 +179,7 @@ def _check_tracker(running: Running) -> str | None:
     metadata is zeroed, and every secondary is unknown. If the metadata cannot be zeroed, `Tracker.doubt` says so.
     """
     payload = running.payload
-    doubt = running.assembly.doubt or _doubt(running)
+    doubt = doubt_of(running)
     with running.writing():
         if doubt is None:
             running.withdraw(payload.replace(tracker=payload.tracker.replace(clean_digest=None)))
@@ -196,12 +197,13 @@ def _check_tracker(running: Running) -> str | None:
     return doubt
 
 
-def _doubt(running: Running) -> str | None:
-    """Why the metadata are not what the header tells of. Raises `NotFoundError` if their device is not here, but for a
-    mirror whose tracking is given up: it loses nothing by starting without."""
+def doubt_of(running: Running) -> str | None:
+    """Why nothing is known of what was written to a mirror that is stopped: its header or its metadata are not what
+    they were. Raises `NotFoundError` if the device of the metadata is not here, but for a mirror whose tracking is
+    given up: it loses nothing by starting without."""
     payload = running.payload
-    if payload.tracker.doubt is not None:
-        return payload.tracker.doubt
+    if running.assembly.doubt is not None or payload.tracker.doubt is not None:
+        return running.assembly.doubt or payload.tracker.doubt
     return tracker.doubt(
         payload.tracker, _look(running),
         block_sectors=payload.block_bytes // SECTOR,

@@ -386,6 +386,28 @@ def test_metadata_that_the_reader_does_not_find(rig: Rig, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+def test_a_top_that_fails_its_check_while_somebody_has_it_open(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be taken down then; the verdict stands all the same, and the next start acts on it."""
+    rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    ok("stop", NAME)
+    with contextlib.ExitStack() as held:
+
+        def fails(_: object) -> str:
+            held.callback(os.close, os.open(rig.top, os.O_RDONLY))
+            return "it is read elsewhere"
+
+        with monkeypatch.context() as patched:
+            patched.setattr(canary, "reads_the_top", fails)
+            assert dmsoft("start", NAME).code == 10
+        copies = header.read(rig.primary).copies
+        assert all(copy.payload is not None and copy.payload.tracker.doubt for copy in copies)
+        assert "read elsewhere" in ok("start", NAME, "--json").json["doubt"]
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
+@pytest.mark.slow
 def test_a_first_copy_without_tracking_is_not_made_twice(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(plan, "canary", _linear_canary)
