@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """dm-raid's raid1 as a value. Source of the grammar: Documentation/admin-guide/device-mapper/dm-raid.rst."""
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, Self
@@ -10,6 +11,9 @@ from dmsoft.dm.status import whole
 from dmsoft.units import Sectors
 
 MAX_RAID_LEGS: Final = 253
+
+# struct dm_raid_superblock, drivers/md/dm-raid.c: magic, features, legs, position, events, failed legs.
+_SUPERBLOCK: Final = struct.Struct("<4sIIIQQ")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,23 @@ class RaidLeg:
 
     def __str__(self) -> str:
         return f"{self.metadata or '-'} {self.data or '-'}"
+
+
+@dataclass(frozen=True)
+class Superblock:
+    """What the kernel notes at the start of each leg's slot; ``failed`` has a bit for each of the ``legs``."""
+
+    legs: int
+    failed: int
+
+    @classmethod
+    def parse(cls, block: bytes) -> Self | None:
+        """None if there is none of a raid with at most 64 legs."""
+        magic, _, legs, _, _, failed = _SUPERBLOCK.unpack_from(block)
+        return cls(legs, failed) if magic == b"DmRd" and 0 < legs <= 64 else None
+
+    def has_failed(self, leg: int) -> bool:
+        return bool(self.failed >> leg & 1)
 
 
 Sync = Literal["sync", "nosync"]

@@ -15,7 +15,7 @@ from dmsoft.inventory.sysfs import block_device
 from dmsoft.inventory.usage import Usage
 from dmsoft.member import regions
 from dmsoft.member.payload import MemberRecord, Tracker
-from dmsoft.mirror import attach, canary, job, locate, lower, plug, registry, tracker, untracked
+from dmsoft.mirror import attach, canary, dropped, job, locate, lower, plug, registry, tracker, untracked
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards, takes_discards
 from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
@@ -122,6 +122,7 @@ def _bring_up(running: Running) -> str | None:
     """
     names = running.names
     dismantle([*inner_nodes(names), names.top])
+    dropped.notice(running)
     doubt = _check_tracker(running)
     try:
         ensure([lower_linear(running.assembly.primary)])

@@ -51,6 +51,37 @@ def test_a_primary_that_md_dropped_does_not_come_back_older(rig: Rig) -> None:
     ok("destroy", NAME, "--yes")
 
 
+def test_a_primary_that_md_dropped_before_a_crash_does_not_come_back_older(rig: Rig) -> None:
+    path = rig.cut("p0", SIZE)
+    rig.create(*WRITE_BEHIND, primary=path, one=rig.cut("s0", SIZE))
+    rig.resync()
+    bad = (rig.primary_header().regions["data"].offset + 5 * MIB) // 512
+    rig.behave(path, "p0", bad=(bad, 8))
+    rig.write(5)
+    assert sh("dmsetup", "status", "m-lower").split()[5] == "AD"
+    newest = rig.random(MIB)
+    write(rig.top, 9 * MIB, newest)
+    for name in ("m", "m-lower", "m-slot0", "m-slot1", "m-primary", "m-one", "m-metadata"):
+        sh("dmsetup", "remove", "--retry", name)
+    rig.behave(path, "p0")
+
+    for _ in range(2):
+        assert [label for label, _ in ok("start", NAME, "--json").json["problems"]] == ["one"]
+        assert rig.states(code=9) == {"one": "diverged"}
+    refused(8, "resync", NAME, "one")
+    place = rig.secondary_header("one").regions["data"].offset + 9 * MIB
+    assert read(rig.secondaries["one"], place, MIB) == newest
+    # Somebody has chosen.
+    ok("remove", NAME, "one", "--yes")
+    ok("add", NAME, f"one={rig.secondaries['one']}", "--yes", *WRITE_BEHIND)
+    assert rig.resync()["kind"] == "full"
+    rig.write(20)
+    ok("stop", NAME)
+    rig.equal()
+    ok("start", NAME)
+    assert rig.states() == {"one": "stale"}
+
+
 @pytest.mark.smoke
 def test_an_interrupt_when_the_lower_has_just_been_suspended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     small(rig, *WRITE_BEHIND, one=rig.cut("s0", SIZE))

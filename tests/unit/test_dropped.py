@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the raid slots of a primary say after a crash."""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dmsoft.member import header
+from dmsoft.member.regions import slot
+from dmsoft.mirror.dropped import says_dropped
+from dmsoft.mirror.names import SLOTS_PER_SET
+from tests import mirror_model
+from tests.journal_model import KEY, RecordedDisk
+
+PRIMARY = mirror_model.primary()
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[RecordedDisk]:
+    made = RecordedDisk(tmp_path / "primary", b"")
+    os.truncate(made.path, mirror_model.SIZE)
+    header.write_first(made, PRIMARY, KEY)
+    yield made
+    made.close()
+
+
+def note(disk: RecordedDisk, index: int, *, legs: int = 2, failed: int = 0) -> None:
+    block = struct.pack("<4sIIIQQ", b"DmRd", 0, legs, index % SLOTS_PER_SET, 1, failed)
+    disk.pwrite(block.ljust(4096, b"\0"), slot(PRIMARY, index).offset)
+
+
+@pytest.mark.parametrize(
+    ("slots", "dropped"),
+    [
+        ({}, False),
+        ({0: (2, 0), 1: (2, 0)}, False),
+        ({0: (2, 0b01), 1: (2, 0b01)}, False),  # a secondary
+        ({0: (2, 0b10), 1: (2, 0)}, True),  # the slot of the leg that failed is not written any more
+        ({8: (3, 0b100), 9: (3, 0b100), 0: (2, 0)}, True),
+        ({8: (3, 0b010)}, False),
+        ({0: (0, 0xFF), 1: (65, 0xFF)}, False),
+    ],
+)
+def test_the_last_leg_is_the_primary(disk: RecordedDisk, slots: dict[int, tuple[int, int]], dropped: bool) -> None:
+    for index, (legs, failed) in slots.items():
+        note(disk, index, legs=legs, failed=failed)
+    assert says_dropped(disk, PRIMARY) is dropped
