@@ -106,7 +106,8 @@ def verify(wanted: Wanted, reporter: Reporter, cancelled: threading.Event) -> tu
 def _verify_one(
     running: Running, record: MemberRecord, wanted: Wanted, progress: Progress, cancelled: threading.Event, start: float
 ) -> tuple[Checked, DmsoftError | None]:
-    with job.opened(running, record, running.current_era()) as each:
+    # What a journal holds that was not committed is in no place yet, so it counts for nothing here.
+    with job.opened(running, record, running.current_era(), direct=True) as each:
         if each.decision.since is None:
             return Checked(record.label, skipped=f"there is nothing to hold it to: {each.decision.reason}"), None
         with (
