@@ -5,6 +5,7 @@ These types are the JSON that scripts rely on: fields are only ever added. Sizes
 what is not known is null.
 """
 
+import contextlib
 import datetime
 import os
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from dmsoft.mirror.generation import Direction, direction
 from dmsoft.mirror.names import PREFIX, Names
 from dmsoft.mirror.progress import published
 from dmsoft.mirror.running import Running, is_active, node_path
+from dmsoft.mirror.start import doubt_of
 from dmsoft.resync.extents import size_bytes
 from dmsoft.units import format_size
 
@@ -176,11 +178,13 @@ class _Observer:
     running: Running
     active: bool
     seen: locate.Census
+    doubt: str | None = None
 
     def view(self) -> MirrorView:
         running, payload = self.running, self.running.payload
         alerts: list[Alert] = []
         era, current = self._era(alerts)
+        self._judge(alerts)
         stale = _StaleSets(running)
         secondaries = tuple(self._secondary(record, current, stale, alerts) for record in payload.members)
         self._torn(alerts)
@@ -212,6 +216,16 @@ class _Observer:
         except DmsoftError as err:
             alerts.append(Alert("tracking-doubt", f"{err.message} The next start begins tracking anew."))
         return EraView(block_bytes=running.block_bytes), None
+
+    def _judge(self, alerts: list[Alert]) -> None:
+        """Of a mirror that is stopped, ask what the next start will ask."""
+        if self.active:
+            return
+        with contextlib.suppress(DmsoftError):
+            self.doubt = doubt_of(self.running)
+        if self.doubt is not None and not any(alert.code == "tracking-doubt" for alert in alerts):
+            what = f"{self.doubt[:1].upper()}{self.doubt[1:]}"
+            alerts.append(Alert("tracking-doubt", f"{what}. The next start begins tracking anew."))
 
     def _live_era(self, status: EraStatus, alerts: list[Alert]) -> tuple[EraView, int | None]:
         name = self.running.names.name
@@ -260,6 +274,9 @@ class _Observer:
         else:
             decision, sync = from_record(running.payload, record), record.sync
             state, reason = self._absent(record)
+        if self.doubt is not None and decision.kind == "incremental":
+            decision = Decision("compare", self.doubt)
+            state, reason = ("unknown", self.doubt) if state in ("stale", "current") else (state, reason)
         blocks = stale.get(decision)
         if decision.kind == "incremental" and state == "stale" and blocks is not None and not blocks:
             state = "current"

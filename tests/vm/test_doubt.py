@@ -87,7 +87,8 @@ def test_metadata_put_back_from_an_older_copy(rig: Rig, clean: bool) -> None:
     else:
         crash(rig)
     write(rig.primary, region.offset, old)
-    assert rig.stale("one") == set(range(BLOCKS)), "also before the start has judged it"
+    # Also before the start has judged it.
+    assert rig.stale("one") == set(range(BLOCKS)) and rig.secondary("one", code=9)["state"] == "unknown"
     doubt = ok("start", NAME, "--json").json["doubt"]
     assert ("changed while" if clean else "went back") in doubt
     is_unknown(rig, doubt[:30])
