@@ -20,6 +20,7 @@ settings.load_profile("dmsoft")
 def pytest_configure(config: pytest.Config) -> None:
     for line in (
         "smoke: also run on the other kernels",
+        "core: also run on the other kernels by ./dev test --all",
         "slow: run by ./dev test --all only",
         "kernel_log(allow): messages of the kernel, by regular expression, that do not fail this test",
     ):

@@ -81,7 +81,7 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
         return _shards(kernel, "tests/vm", usual, kernel)
     jobs = [*_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT), Job("crash", ("tests/crash",), usual)]
     for version in SMOKE_KERNELS + MORE_KERNELS * everything:
-        jobs.append(Job(version, ("tests/vm",), "smoke" if everything else "smoke and not slow", version))
+        jobs.append(Job(version, ("tests/vm",), "smoke or core" if everything else "smoke and not slow", version))
     return [*jobs, *_shards("unit", "tests/unit", usual)]
 
 
@@ -215,7 +215,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(prog="dev test", description=__doc__)
     parser.add_argument("paths", nargs="*", metavar="PATH", help="file, folder or node id; tests/vm/... run in a VM")
     parser.add_argument("--kernel", help="run the VM tests alone, on this kernel")
-    parser.add_argument("--all", action="store_true", help="slow tests too, and the smoke tests on 6.18 and 5.10")
+    parser.add_argument("--all", action="store_true", help="slow tests too, and smoke and core tests on all kernels")
     return parser.parse_args(argv), extra
 
 
