@@ -136,6 +136,10 @@ class Sysfs:
             found |= {lower.name: lower for lower in under}
         return list(found.values())
 
+    def is_asleep(self, device: BlockDevice) -> bool:
+        """Whether a read of ``device`` would wait for something that is suspended. Raises like `below`."""
+        return any(each.suspended for each in (device, *self.below(device)))
+
     def _directory(self, name: str) -> Path:
         if not name or name in {".", ".."} or "/" in name:
             raise NotFoundError(f"'{name}' is not the name of a block device.", hint=_LIST_HINT)

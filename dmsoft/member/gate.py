@@ -206,7 +206,7 @@ def _is_own(holder: BlockDevice, prefix: str | None) -> bool:
 
 def _check_answers(path: str, device: BlockDevice, purpose: Purpose, sysfs: Sysfs) -> None:
     """A read of what is suspended would wait, maybe forever; and a mirror cannot be a member of itself."""
-    if any(each.suspended for each in (device, *sysfs.below(device))):
+    if sysfs.is_asleep(device):
         raise GateUnknownError(
             f"{path} is suspended, so it cannot be checked.", hint="Try again when it was resumed (see dmsetup info)."
         )

@@ -101,7 +101,7 @@ def _overlap(device: BlockDevice, chosen: BlockDevice | None, sysfs: Sysfs) -> t
 def _contents(device: BlockDevice, uses: tuple[Use, ...], sysfs: Sysfs) -> _Contents:
     """What is on a device. One that a read could wait for (suspended, no medium) is not read."""
     try:
-        if any(each.suspended for each in (device, *sysfs.below(device))):
+        if sysfs.is_asleep(device):
             return _Contents(doubt="suspended, so it cannot be checked")
         if device.kind in ("cdrom", "floppy") or device.size_bytes < HEADER_BYTES:
             return _Contents()

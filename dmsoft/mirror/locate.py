@@ -5,11 +5,12 @@ A device under another one (a disk below a dm-delay, say) shows the same header 
 is the member. A header on another device than the one it was written for is a copy, and is not taken.
 """
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError, RefusedError
-from dmsoft.inventory.sysfs import BlockDevice, all_devices
+from dmsoft.inventory.sysfs import HOST, BlockDevice, all_devices
 from dmsoft.member import header, keys, regions
 from dmsoft.member.header import HeaderBadError
 from dmsoft.member.identity import identify, identity_of, matches
@@ -21,6 +22,7 @@ from dmsoft.mirror.plan import Placed
 
 # Reading these could spin up a motor, hang or make no sense.
 _NEVER = {"cdrom", "floppy", "zram"}
+_ASLEEP_SECONDS = 1.0
 
 
 class DuplicateError(RefusedError):
@@ -75,10 +77,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """All members seen at one moment, and devices whose headers are both bad (path and what is wrong)."""
+    """All members seen at one moment, and devices whose headers are both bad (path and what is wrong). ``asleep``: the
+    paths of devices that were not read, because they, or what they stand on, are suspended."""
 
     members: tuple[Member, ...] = ()
     broken: tuple[tuple[str, str], ...] = ()
+    asleep: tuple[str, ...] = ()
 
     def find(self, member_uuid: str, recorded: Identity, key_required: bool = True) -> Member | None:
         """The device that is the member ``member_uuid``, None when it is not here.
@@ -123,8 +127,10 @@ def census(devices: Iterable[BlockDevice] | None = None) -> Census:
     everything = list(all_devices() if devices is None else devices)
     by_name = {device.name: device for device in everything}
     members, broken = [], []
-    for device in everything:
-        if not _candidate(device, by_name):
+    candidates = [device for device in everything if _candidate(device, by_name)]
+    asleep = _asleep(candidates, everything)
+    for device in candidates:
+        if device in asleep:
             continue
         try:
             scan = header.read(device.path, key=keys.load)
@@ -140,7 +146,25 @@ def census(devices: Iterable[BlockDevice] | None = None) -> Census:
             members.append(Member(device, scan.header.payload, scan.header.verified, torn, scan.doubt))
         elif scan.is_member:
             broken.append((device.path, "; ".join(copy.reason or copy.status for copy in scan.copies)))
-    return Census(tuple(members), tuple(broken))
+    return Census(tuple(members), tuple(broken), tuple(device.path for device in asleep))
+
+
+def _asleep(candidates: list[BlockDevice], everything: Iterable[BlockDevice]) -> list[BlockDevice]:
+    """Those that a read would wait for, maybe for ever. What is suspended for a moment only (a snapshot is made, say)
+    is waited for."""
+    if not any(device.suspended for device in everything):
+        return []
+    deadline, found = time.monotonic() + _ASLEEP_SECONDS, candidates
+    while (found := [device for device in found if _sleeps(device)]) and time.monotonic() < deadline:
+        time.sleep(_ASLEEP_SECONDS / 20)
+    return found
+
+
+def _sleeps(device: BlockDevice) -> bool:
+    try:
+        return HOST.is_asleep(HOST.device(device.name))
+    except DmsoftError:
+        return True  # it is going away
 
 
 def _is_same(path: str, recorded: Identity) -> bool:
@@ -193,7 +217,10 @@ def primary_of(name: str, seen: Census) -> Member:
             )
     if not found:
         what = f"The primary of the mirror {name} is not here." if known else f"There is no mirror named {name}."
-        raise NotFoundError(what, hint="Plug in its primary; `dmsoft status` lists the mirrors that are known.")
+        hint = "Plug in its primary; `dmsoft status` lists the mirrors that are known."
+        if seen.asleep:
+            hint = f"{' and '.join(seen.asleep)} could not be read, being suspended; see `dmsetup info`."
+        raise NotFoundError(what, hint=hint)
     if len({m.payload.member_uuid for m in found}) > 1:
         paths = ", ".join(m.device.path for m in found)
         raise DuplicateError(f"{paths} are primaries of mirrors named {name}.", hint="Unplug the one you do not mean.")
