@@ -234,9 +234,13 @@ class Device:
             task.run()
             return task.response()
 
-    def status(self) -> tuple[TargetLine, ...]:
-        """What the live targets say. Raises `SuspendedError`, `EraOrderError`; nothing is flushed for it."""
-        self._check_answers("status")
+    def status(self, *, asleep: bool = False) -> tuple[TargetLine, ...]:
+        """What the live targets say. Raises `SuspendedError`, `EraOrderError`; nothing is flushed for it.
+
+        ``asleep`` asks a suspended device too, if it has no era: only for targets that are known to answer then.
+        """
+        if not asleep or self._has_era():
+            self._check_answers("status")
         with self._task(TaskType.STATUS) as task:
             task.set_no_flush()
             return self._lines(task)

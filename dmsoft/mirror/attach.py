@@ -18,7 +18,7 @@ from dmsoft.inventory.sysfs import block_device
 from dmsoft.member.gate import open_exclusive
 from dmsoft.member.payload import Cache
 from dmsoft.member.regions import slot
-from dmsoft.mirror import lower
+from dmsoft.mirror import backlog, lower
 from dmsoft.mirror.execute import device, dismantle, ensure
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.names import SLOTS_PER_SET, Node
@@ -93,13 +93,21 @@ def ensure_leg(running: Running, label: str) -> list[Node]:
 
 def detach(running: Running, labels: Sequence[str], guard: Guard) -> None:
     """Uncouple every secondary: the lower becomes linear. Legs of ``labels`` are removed, so that no cache can write
-    anything over what is copied to the disk afterwards."""
+    anything over what is copied to the disk afterwards. Raises `PrimaryDroppedError`, `BacklogError`."""
+    changed: list[str] = []
     if lower.is_raid(running.names):
+        lower.require_primary(running.names)
+        coupled = lower.attached_labels(running.names, [record.label for record in running.payload.members])
+        changed = backlog.shrink(running.names, coupled, guard)
         lower.detach(running.names, guard)
     else:
         lower.tidy(running.names)
     for label in labels:
         dismantle(leg_nodes(running.names, label))
+    for label in set(changed) - set(labels):
+        with contextlib.suppress(DmsoftError):  # one whose disk is gone is made anew when that comes back
+            dismantle(leg_nodes(running.names, label))
+            claim(running, label)
 
 
 def drain_caches(running: Running, labels: Sequence[str]) -> None:

@@ -51,8 +51,8 @@ _RESUME_POLL_SECONDS = 0.005
 class Guard:
     """The caller's end. A context manager: the guard process lives as long as the block, and resumes what is suspended
     and still armed at its end. ``fallback`` is the plain linear table of the lower; ``coupled`` says whether the lower
-    may be swapped, which takes helpers of its own; ``way_out`` is for a top that cannot be resumed. Enter it while
-    nothing is suspended."""
+    may be swapped, which takes helpers of its own; ``way_out`` is for a top that cannot be resumed; ``legs`` are those
+    whose tables may be swapped. Enter it while nothing is suspended."""
 
     mirror_uuid: str
     top: Device
@@ -60,6 +60,7 @@ class Guard:
     fallback: Table
     coupled: bool
     way_out: WayOut | None = None
+    legs: tuple[Device, ...] = ()
     _pid: int = -1
     _in: int = -1
     _out: int = -1
@@ -153,16 +154,16 @@ def resume_watched(helper: Helper, target: Device) -> Cookie:
     raise DeviceError(f"{target.name} did not resume.", hint="The kernel log (dmesg) says why; the primary goes on.")
 
 
-def resume_left(top: Device, lower: Device, fallback: Table, way_out: WayOut) -> bool:
+def resume_left(top: Device, lower: Device, fallback: Table, way_out: WayOut, legs: tuple[Device, ...]) -> bool:
     """Resume what a command and its guard left suspended when both of them died; returns whether there was anything.
 
     Call it under the kernel lock: nobody who holds the mirror still on purpose is alive then. Raises `DeviceError`.
     """
-    if not _is_suspended(top) and not _is_suspended(lower):
+    if not any(map(_is_suspended, (top, lower, *legs))):
         return False
     helper = Helper([lower])
     try:
-        rescue = Rescue(top, lower, fallback, helper, way_out=way_out)
+        rescue = Rescue(top, lower, fallback, helper, way_out=way_out, legs=legs)
         rescue.now(_RESUME_SECONDS)
     finally:
         helper.close()
@@ -213,10 +214,11 @@ def _serve(guard: Guard, commands: int, answers: int) -> Never:
         with memory.locked():
             # Every page that the way out needs is touched once, here.
             guard.top.info(), guard.lower.info(), time.monotonic(), str(guard.fallback[0])
+            str([leg.info() for leg in guard.legs])
             if way_out is not None:
                 str(way_out.plain[0]), header.require(way_out.disk, key=way_out.key)
             os.write(1, b"ready\n")
-            _keep(Rescue(guard.top, guard.lower, guard.fallback, helper, lock, way_out))
+            _keep(Rescue(guard.top, guard.lower, guard.fallback, helper, lock, way_out, guard.legs))
     finally:
         os._exit(0)
 
@@ -244,7 +246,7 @@ def _keep(rescue: "Rescue") -> None:
 
 @dataclass(frozen=True, slots=True)
 class Rescue:
-    """Resumes whatever of two devices is suspended, bottom up, and tries again if that fails: nobody else will.
+    """Resumes what is suspended, bottom up, and tries again if that fails: nobody else will.
 
     ``lock`` is an open file of the kernel lock, which the caller of `now` does not hold; ``way_out`` for a top that the
     kernel does not resume.
@@ -256,6 +258,7 @@ class Rescue:
     helper: Helper | None
     lock: int | None = None
     way_out: WayOut | None = None
+    legs: tuple[Device, ...] = ()
 
     def now(self, seconds: float = _RESCUE_SECONDS) -> bool:
         """At once, and for so long if need be; returns whether anything had to be resumed."""
@@ -281,12 +284,16 @@ class Rescue:
             time.sleep(_POLL_SECONDS)
 
     def needed(self) -> bool:
-        return _is_suspended(self.lower) or _is_suspended(self.top)
+        return any(map(_is_suspended, (*self.legs, self.lower, self.top)))
 
     def _free(self) -> contextlib.AbstractContextManager[bool]:
         return contextlib.nullcontext(True) if self.lock is None else tried(self.lock)
 
     def _try(self) -> None:
+        for leg in self.legs:  # with whichever table it has, the old or the new one
+            if _is_suspended(leg):
+                with contextlib.suppress(DmsoftError):
+                    leg.resume(wait=False)
         if _is_suspended(self.lower):
             with contextlib.suppress(DmsoftError, ValueError):
                 self.lower.load(self.fallback)

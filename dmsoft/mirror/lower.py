@@ -7,6 +7,7 @@ Swaps and questions to the raid1 are made under the mirror's kernel lock.
 import contextlib
 from collections.abc import Sequence
 
+from dmsoft.dm import memory
 from dmsoft.dm.targets import Raid1, RaidStatus
 from dmsoft.errors import BusyError, DeviceError
 from dmsoft.mirror.execute import device, dismantle
@@ -28,13 +29,14 @@ class PrimaryDroppedError(DeviceError):
     code = "primary-dropped"
 
 
-def raid_status(names: Names) -> RaidStatus | None:
-    """The raid1's own view of its legs (never trusted for staleness); None when the lower is linear or missing."""
+def raid_status(names: Names, *, asleep: bool = False) -> RaidStatus | None:
+    """The raid1's own view of its legs (never trusted for staleness); None when the lower is linear or missing, and
+    when it is suspended, unless ``asleep``."""
     lower = device(names.lower)
     info = lower.info()
-    if info is None or info.suspended or not info.live_table:
+    if info is None or (info.suspended and not asleep) or not info.live_table:
         return None
-    (line,) = lower.status()
+    (line,) = lower.status(asleep=asleep)
     return RaidStatus.parse(line.text) if line.kind == "raid" else None
 
 
@@ -63,11 +65,11 @@ def detach(names: Names, guard: Guard) -> None:
     """Put the plain linear table back under the top; waits for behind writes that are under way.
 
     The top is not suspended: I/O waits in the lower for the moment of the swap. Should this process die or hang in
-    between, the guard does the rest. Raises `PrimaryDroppedError`.
+    between, the guard does the rest. Raises `PrimaryDroppedError`, and the raid1 stays.
     """
-    require_primary(names)
     target = device(names.lower)
-    with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
+    kernel = locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name)
+    with kernel, memory.locked():
         target.load(guard.fallback)
         guard.arm()
         try:
@@ -79,9 +81,14 @@ def detach(names: Names, guard: Guard) -> None:
                 target.clear()
             raise
         guard.deadline(_SWAP_SECONDS)
+        dropped = _health(names, names.primary, asleep=True) == "D"
+        if dropped:  # by a write that was under way just now; the raid1 goes on, as only it has that write
+            target.clear()
         cookie = resume_watched(guard.helper, target)
         guard.disarm()
     cookie.wait()
+    if dropped:
+        raise _primary_dropped(names)
     with contextlib.suppress(BusyError):  # the old table may take its time; the next one uses other slots
         dismantle([*(names.slot(i) for i in range(2 * SLOTS_PER_SET)), names.primary])
 
@@ -119,20 +126,29 @@ def require_primary(names: Names) -> None:
     would bring the older copy back, and the next resync would overwrite the newer one with it.
     """
     if is_raid(names) and leg_health(names, names.primary) == "D":
-        raise PrimaryDroppedError(
-            f"A write to the primary of {names.name} failed, and what was written since is on its secondaries alone.",
-            hint=f"Save what is on {names.top.path} elsewhere now, while the mirror runs; then replace the primary.",
-        )
+        raise _primary_dropped(names)
+
+
+def _primary_dropped(names: Names) -> PrimaryDroppedError:
+    return PrimaryDroppedError(
+        f"A write to the primary of {names.name} failed, and what was written since is on its secondaries alone.",
+        hint=f"Save what is on {names.top.path} elsewhere now, while the mirror runs; then replace the primary.",
+    )
 
 
 def leg_health(names: Names, node: Node) -> str | None:
     """The raid1's letter for the leg on that node (A, a, D or -), None when it has no such leg."""
     with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
-        status = raid_status(names)
-        leg = device(node).info()
-        if status is None or leg is None:
-            return None
-        (line,) = device(names.lower).table()
+        return _health(names, node, asleep=False)
+
+
+def _health(names: Names, node: Node, *, asleep: bool) -> str | None:
+    """`leg_health` under the lock; dm-raid answers ``asleep`` too."""
+    status = raid_status(names, asleep=asleep)
+    leg = device(node).info()
+    if status is None or leg is None:
+        return None
+    (line,) = device(names.lower).table()
     target = line.segment().target
     if not isinstance(target, Raid1):
         return None

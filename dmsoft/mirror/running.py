@@ -258,7 +258,8 @@ def guard_of(running: Running, *, coupled: bool) -> Iterator[Guard]:
     fallback = lower_linear(running.assembly.primary).table
     with contextlib.ExitStack() as stack:
         way_out = stack.enter_context(way_out_of(running))
-        yield stack.enter_context(Guard(names.mirror_uuid, way_out.top, lower, fallback, coupled, way_out))
+        legs = tuple(device(names.leg(each.label)) for each in running.payload.members if coupled)
+        yield stack.enter_context(Guard(names.mirror_uuid, way_out.top, lower, fallback, coupled, way_out, legs))
 
 
 @contextlib.contextmanager

@@ -108,11 +108,13 @@ def _mended(running: Running) -> str | None:
 def _resume_left(running: Running) -> None:
     """A command held the mirror still, and both it and its guard died."""
     names = running.names
-    if not any(node.suspended for node in (device(names.top).require(), device(names.lower).require())):
+    legs = tuple(device(names.leg(record.label)) for record in running.payload.members)
+    infos = [each.info() for each in (device(names.top), device(names.lower), *legs)]
+    if not any(info is not None and info.suspended for info in infos):
         return
     with locked(names.mirror_uuid, "kernel", timeout=_KERNEL_SECONDS, name=names.name), way_out_of(running) as way_out:
         fallback = lower_linear(running.assembly.primary).table
-        resume_left(way_out.top, device(names.lower), fallback, way_out)
+        resume_left(way_out.top, device(names.lower), fallback, way_out, legs)
 
 
 def _bring_up(running: Running) -> str | None:
