@@ -40,8 +40,8 @@ def _era(bed: Bed, layer: str, origin: str) -> tuple[Device, str]:
 
 def _marked(metadata: str, since: int) -> set[int]:
     with EraReader(node_path(metadata)) as reader:
-        extents = reader.written_since(since).blocks.extents().tolist()
-    return {block for first, count in extents for block in range(first, first + count)}
+        runs = list(reader.written_since(since).blocks.runs())
+    return {block for first, count in runs for block in range(first, first + count)}
 
 
 def _status(era: Device) -> EraStatus:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reader of dm-era metadata: which blocks were written in or after an era.
 
-Format and rules are those of Linux ``drivers/md/dm-era-target.c`` and ``drivers/md/persistent-data``. Modules that
-need no numpy (``device``, ``superblock``, ``reader`` until the first walk) stay free of it: ``status`` starts fast.
+Format and rules are those of Linux ``drivers/md/dm-era-target.c`` and ``drivers/md/persistent-data``. What has to be
+loaded counts as much as the reading: dataclasses, pathlib or numpy take as long to import as a TiB's record to read.
 """
 
 import os

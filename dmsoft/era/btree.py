@@ -4,18 +4,17 @@
 Source of the format: ``dm-btree-internal.h`` and ``node_check`` in ``dm-btree-spine.c``.
 """
 
-from dataclasses import dataclass
-from typing import Final
-
-import numpy as np
-from numpy.typing import NDArray
+import operator
+import struct
+from array import array
+from bisect import bisect_left, bisect_right
+from itertools import islice
+from typing import Final, NamedTuple
 
 from dmsoft.era import layout
 from dmsoft.era.device import MetadataDevice, aligned_buffer
 from dmsoft.era.errors import EraMetadataError
-
-Numbers = NDArray[np.uint64]
-Bytes = NDArray[np.uint8]
+from dmsoft.era.layout import Numbers
 
 MAX_KEY: Final = (1 << 64) - 1
 _INTERNAL: Final = 1
@@ -23,22 +22,22 @@ _LEAF: Final = 2
 # A tree over every data block dm-era can track is four levels deep, half full.
 _MAX_DEPTH: Final = 8
 _BATCH: Final = 256
+# csum, flags, blocknr, number of entries, room for entries, bytes of a value
+_HEADER: Final = struct.Struct("<IIQIII")
 
 
-@dataclass(frozen=True, slots=True)
-class Entries:
-    """What a walk found: ascending ``keys`` and the bytes of their values, shape (n, value size)."""
+class Entries(NamedTuple):
+    """What a walk found: ascending ``keys``, and their values, one after the other."""
 
     keys: Numbers
-    values: Bytes
+    values: bytes
 
     def numbers(self) -> Numbers:
         """The values as 64-bit numbers, which they must be."""
-        return self.values.reshape(-1).view("<u8")
+        return layout.numbers(self.values)
 
 
-@dataclass(frozen=True, slots=True)
-class _Pointer:
+class _Pointer(NamedTuple):
     """A node to visit and the range its keys must lie in, both ends included."""
 
     block: int
@@ -46,12 +45,11 @@ class _Pointer:
     high: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Node:
+class _Node(NamedTuple):
     pointer: _Pointer
     leaf: bool
     keys: Numbers
-    values: Bytes
+    values: bytes
 
 
 class BtreeReader:
@@ -110,8 +108,7 @@ class BtreeReader:
 
 def _parse(block: memoryview, pointer: _Pointer, value_size: int, has_siblings: bool) -> _Node:
     """The node in ``block``, copied out of it. Raises `EraMetadataError`."""
-    csum, flags, *_ = header = np.frombuffer(block, "<u4", 8).tolist()
-    blocknr, nr, most, size = header[2] | header[3] << 32, header[4], header[5], header[6]
+    csum, flags, blocknr, nr, most, size = _HEADER.unpack_from(block)
     if csum != layout.checksum(block, layout.NODE_SALT):
         raise EraMetadataError(pointer.block, layout.describe_checksum(block, layout.NODE_SALT))
     internal = flags == _INTERNAL
@@ -128,21 +125,19 @@ def _parse(block: memoryview, pointer: _Pointer, value_size: int, has_siblings: 
     for holds, what in checks:
         if not holds:
             raise EraMetadataError(pointer.block, what)
-    keys = np.frombuffer(block, "<u8", nr, layout.NODE_HEADER_BYTES).copy()
-    if (keys[1:] <= keys[:-1]).any():
+    keys = layout.numbers(block[layout.NODE_HEADER_BYTES : layout.NODE_HEADER_BYTES + 8 * nr])
+    if not all(map(operator.lt, keys, islice(keys, 1, None))):
         raise EraMetadataError(pointer.block, "its keys do not ascend")
-    if nr and not (pointer.low <= int(keys[0]) and int(keys[-1]) <= pointer.high):
+    if nr and not (pointer.low <= keys[0] and keys[-1] <= pointer.high):
         raise EraMetadataError(pointer.block, f"its keys are outside {pointer.low}..{pointer.high}")
     start = layout.NODE_HEADER_BYTES + 8 * most
-    values = np.frombuffer(block, np.uint8, nr * value_size, start).reshape(nr, value_size).copy()
-    return _Node(pointer, not internal, keys, values)
+    return _Node(pointer, not internal, keys, bytes(block[start : start + nr * value_size]))
 
 
 def _children(node: _Node, low: int, high: int) -> list[_Pointer]:
     """The children of an internal node that may have keys ``low`` .. ``high``."""
-    keys: list[int] = node.keys.tolist()
-    blocks: list[int] = node.values.reshape(-1).view("<u8").tolist()
-    ends = [key - 1 for key in keys[1:]] + [node.pointer.high]
+    keys, blocks = node.keys, layout.numbers(node.values)
+    ends = [*(key - 1 for key in keys[1:]), node.pointer.high]
     return [
         _Pointer(block, key, end)
         for block, key, end in zip(blocks, keys, ends, strict=True)
@@ -151,11 +146,9 @@ def _children(node: _Node, low: int, high: int) -> list[_Pointer]:
 
 
 def _collect(nodes: list[_Node], low: int, high: int, value_size: int) -> Entries:
-    if not nodes:
-        return Entries(np.empty(0, np.uint64), np.empty((0, value_size), np.uint8))
-    keys = np.concatenate([node.keys for node in nodes])
-    values = np.concatenate([node.values for node in nodes])
-    begin, end = np.searchsorted(keys, np.array([low, high], np.uint64)).tolist()
-    if end < len(keys) and int(keys[end]) == high:
-        end += 1
-    return Entries(keys[begin:end], values[begin:end])
+    keys = array("Q")
+    for node in nodes:
+        keys += node.keys
+    begin, end = bisect_left(keys, low), bisect_right(keys, high)
+    values = b"".join(node.values for node in nodes)
+    return Entries(keys[begin:end], values[begin * value_size : end * value_size])

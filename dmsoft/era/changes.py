@@ -20,18 +20,16 @@ overwritten while the next is built:
   resync anyhow, whose last one reads suspended metadata.
 """
 
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dmsoft.era import layout
-from dmsoft.era.array import HEADER_WORDS, VERIFY_BLOCKS, ArrayReader, ArrayShape, Leaves
+from dmsoft.era import layout, marks
+from dmsoft.era.array import ArrayReader, ArrayShape
 from dmsoft.era.blocks import BlockSet
-from dmsoft.era.btree import MAX_KEY, BtreeReader, Numbers
+from dmsoft.era.btree import MAX_KEY, BtreeReader
 from dmsoft.era.errors import EraAheadError, EraBusyError, EraMetadataError, EraUnusedError
+from dmsoft.era.layout import Numbers
 from dmsoft.era.settle import Patience, settle
 from dmsoft.era.superblock import Superblock, WritesetRoot
 from dmsoft.units import align_up
@@ -39,13 +37,14 @@ from dmsoft.units import align_up
 # Failures allowed for what is small, and for what can be read in smaller parts instead.
 _TRIES: Final = 256
 _QUICK_TRIES: Final = 4
-# Array blocks of eras whose bits fill whole words of a set.
+# An array that moves is read in windows of so many blocks, or of a multiple.
 _ERAS_UNIT: Final = 32
 _MAX_ERA: Final = (1 << 32) - 1
+# A value of the writeset tree: number of bits, root of the bitset.
+WRITESET: Final = struct.Struct("<IQ")
 
 
-@dataclass(frozen=True, slots=True)
-class Changes:
+class Changes(NamedTuple):
     """``blocks`` has every block written in or after the era asked for, as of the commit of ``superblock``.
 
     It may have blocks written while it was read. Only of the era that was current on a live target a mark may, in
@@ -54,14 +53,6 @@ class Changes:
 
     blocks: BlockSet
     superblock: Superblock
-
-
-class _Writesets(NamedTuple):
-    """Of the writeset tree: ascending eras, and for each the length and root of its bitset."""
-
-    eras: Numbers
-    nr_bits: NDArray[np.int64]
-    roots: Numbers
 
 
 class Walk:
@@ -83,8 +74,6 @@ class Walk:
                 hint="The metadata went back or was replaced; the next resync must compare every block.",
             )
         self._blocks = BlockSet.empty(first.nr_blocks)
-        self._bytes = self._blocks.words.view(np.uint8)
-        self._recent = np.empty((VERIFY_BLOCKS, layout.array_capacity(4)), np.bool_)
 
     def run(self) -> Changes:
         """The set. Raises `EraMetadataError`, `EraBusyError`, `DeviceError`."""
@@ -108,56 +97,58 @@ class Walk:
         self._last = now
         return now
 
-    def _writesets(self, superblock: Superblock, low: int = 0, high: int = MAX_KEY) -> _Writesets:
-        """The eras ``low`` .. ``high`` in the writeset tree of ``superblock``, or a later one."""
+    def _writesets(self, superblock: Superblock, low: int = 0, high: int = MAX_KEY) -> dict[int, WritesetRoot]:
+        """The eras ``low`` .. ``high`` in the writeset tree of ``superblock``, or a later one, ascending."""
         limit, root = superblock.space_map.nr_blocks, superblock.writeset_tree_root
-        found = self._btree.entries(root, value_size=12, max_entries=limit, limit=limit, low=low, high=high)
-        bits = np.ascontiguousarray(found.values[:, :4]).view("<u4").reshape(-1).astype(np.int64)
-        roots = np.ascontiguousarray(found.values[:, 4:]).view("<u8").reshape(-1)
-        if not roots.all():
-            raise EraMetadataError(root, f"era {found.keys[roots == 0][0]} was archived without its bits")
-        if len(np.unique(roots)) != len(roots):
+        found = self._btree.entries(root, value_size=WRITESET.size, max_entries=limit, limit=limit, low=low, high=high)
+        writesets = {
+            era: WritesetRoot(nr_bits, bits)
+            for era, (nr_bits, bits) in zip(found.keys, WRITESET.iter_unpack(found.values), strict=True)
+        }
+        for era, writeset in writesets.items():
+            if not writeset.root:
+                raise EraMetadataError(root, f"era {era} was archived without its bits")
+        if len({writeset.root for writeset in writesets.values()}) != len(writesets):
             raise EraMetadataError(root, "two eras have the same bitset")
-        if len(roots) and int(found.keys[-1]) > _MAX_ERA:
-            raise EraMetadataError(root, f"there is no era {found.keys[-1]}")
+        if max(writesets, default=0) > _MAX_ERA:
+            raise EraMetadataError(root, f"there is no era {max(writesets)}")
         # All of them exist at once and share nothing: this bounds the work that made-up metadata can ask for. Each
         # has a root and its array blocks.
-        per_block = layout.array_capacity(8)
-        if int((1 - (-bits // 64 // per_block)).sum()) > limit:
+        if sum(1 + _bitset(writeset.nr_bits).blocks for writeset in writesets.values()) > limit:
             raise EraMetadataError(root, "the bitsets of its eras are larger than the metadata")
-        self._newest = max(self._newest, int(found.keys[-1]) if len(roots) else 0)
-        return _Writesets(found.keys, bits, roots)
+        self._newest = max(self._newest, max(writesets, default=0))
+        return writesets
 
     def _wanted(self) -> list[int]:
         """The eras from ``since`` on that are not digested; the set is true from here on."""
         self._first = first = self._reload()
-        eras = {int(era) for era in self._writesets(first).eras if era >= self._since}
+        eras = {era for era in self._writesets(first) if era >= self._since}
         if first.current_writeset.root and first.current_era >= self._since:
             eras.add(first.current_era)
         return sorted(eras)
 
     def _read_writeset(self, era: int) -> None:
         """Take over the bits of ``era``, wherever they are by now; nothing to do once it is digested."""
-        shape = ArrayShape(0, 8)
         nr_bits = 0
 
         def locate() -> Numbers | None:
-            nonlocal shape, nr_bits
+            nonlocal nr_bits
             now = self._reload()
-            root = now.current_writeset
+            found: WritesetRoot | None = now.current_writeset
             if era != now.current_era or not now.current_writeset.root:
-                archived = self._writesets(now, era, era)
-                if not len(archived.eras):
-                    return None
-                root = WritesetRoot(int(archived.nr_bits[0]), int(archived.roots[0]))
-            nr_bits = root.nr_bits
-            shape = ArrayShape(layout.blocks_needed(nr_bits, 64), 8)
+                found = self._writesets(now, era, era).get(era)
+            if found is None:
+                return None
+            nr_bits, shape = found.nr_bits, _bitset(found.nr_bits)
             if shape.blocks >= now.space_map.nr_blocks:
-                raise EraMetadataError(root.root, f"a bitset of {nr_bits} bits does not fit into the metadata")
-            return self._arrays.index(root.root, shape, now.space_map.nr_blocks)
+                raise EraMetadataError(found.root, f"a bitset of {nr_bits} bits does not fit into the metadata")
+            return self._arrays.index(found.root, shape, now.space_map.nr_blocks)
 
         def read(first: int, blocks: Numbers) -> None:
-            self._arrays.scan(blocks, first, shape, lambda at, leaves: self._take_bits(at, leaves, nr_bits))
+            valid = min(nr_bits, self._blocks.nr_blocks)
+            self._arrays.scan(
+                blocks, first, _bitset(nr_bits), lambda at, array: marks.take_bits(self._blocks.bits, valid, at, array)
+            )
 
         settle(locate, read, 1, self._patience(_TRIES))
 
@@ -188,8 +179,8 @@ class Walk:
         def locate() -> Numbers | None:
             nonlocal digesting
             now = self._reload()
-            eras = self._writesets(now).eras
-            found = ("era", int(eras[0])) if len(eras) else ("idle", now.current_era)
+            eldest = next(iter(self._writesets(now)), None)
+            found = ("idle", now.current_era) if eldest is None else ("era", eldest)
             if digesting not in (None, found):
                 return None
             digesting = found
@@ -204,29 +195,11 @@ class Walk:
     def _patience(self, tries: int) -> Patience:
         return Patience(lambda: self._last, tries)
 
-    def _take_bits(self, first: int, leaves: Leaves, nr_bits: int) -> None:
-        """Add the bits in array blocks ``first`` and following of a bitset of ``nr_bits``."""
-        valid = min(nr_bits, self._blocks.nr_blocks)
-        words = leaves.view("<u8")[:, HEADER_WORDS // 2 :].reshape(-1)
-        begin = first * layout.array_capacity(8)
-        words = words[: max(layout.blocks_needed(valid, 64) - begin, 0)]
-        if not len(words):
-            return
-        if begin + len(words) > valid // 64:
-            words[-1] &= np.uint64((1 << valid % 64) - 1)
-        self._blocks.words[begin : begin + len(words)] |= words
-
-    def _take_eras(self, first: int, leaves: Leaves) -> None:
+    def _take_eras(self, first: int, array: memoryview) -> None:
         """Add the blocks whose era in array blocks ``first`` and following is recent enough."""
-        per_block = layout.array_capacity(4)
-        eras = leaves[:, HEADER_WORDS:]
-        beyond = (first + len(leaves)) * per_block - self._blocks.nr_blocks
-        if beyond > 0:
-            eras = eras.copy()
-            eras[-1, per_block - beyond :] = 0
-        self._newest = max(self._newest, int(eras.max()))
-        recent = np.greater_equal(eras, np.uint32(self._since), out=self._recent[: len(leaves)])
-        marked = np.packbits(recent.reshape(-1), bitorder="little")
-        begin = first * per_block // 8
-        target = self._bytes[begin : begin + len(marked)]
-        target |= marked[: len(target)]
+        newest = marks.take_eras(self._blocks.bits, self._blocks.nr_blocks, first, array, self._since)
+        self._newest = max(self._newest, newest)
+
+
+def _bitset(nr_bits: int) -> ArrayShape:
+    return ArrayShape(layout.blocks_needed(nr_bits, 64), 8)

@@ -6,7 +6,6 @@ import mmap
 import os
 import stat
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final, Self
 
 from dmsoft.era.errors import EraMetadataError
@@ -31,10 +30,10 @@ class MetadataDevice:
     Raises `NotFoundError`, `DeviceError`.
     """
 
-    def __init__(self, path: str | Path, *, offset_bytes: int = 0, length_bytes: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, offset_bytes: int = 0, length_bytes: int | None = None) -> None:
         if offset_bytes % BLOCK_BYTES or (length_bytes or 0) % BLOCK_BYTES or offset_bytes < 0:
             raise ValueError("the metadata region must be whole 4096-byte blocks")
-        self.path = Path(path)
+        self.path = os.fspath(path)
         self._offset = offset_bytes
         self._fd = _open(self.path)
         try:
@@ -121,14 +120,14 @@ def _runs(blocks: Sequence[int]) -> list[tuple[int, int, int]]:
     return runs
 
 
-def _open(path: Path) -> int:
+def _open(path: str) -> int:
     """A descriptor past the page cache; a regular file where that is not possible is opened the plain way."""
     flags = os.O_RDONLY | os.O_CLOEXEC
     try:
         try:
             return os.open(path, flags | os.O_DIRECT)
         except OSError as err:
-            if err.errno != errno.EINVAL or not stat.S_ISREG(path.stat().st_mode):
+            if err.errno != errno.EINVAL or not stat.S_ISREG(os.stat(path).st_mode):
                 raise
             return os.open(path, flags)
     except FileNotFoundError as err:

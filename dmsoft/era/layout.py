@@ -5,9 +5,17 @@ Sources: ``persistent-data/dm-block-manager.c`` (checksum), ``dm-btree-internal.
 ``dm-array.c``, ``dm-space-map-metadata.h`` and ``dm-era-target.c`` of Linux. All integers are little-endian.
 """
 
-from typing import Final
+import sys
+from array import array
+from typing import TYPE_CHECKING, Final
 
 from crc32c import crc32c
+
+# Keys, block numbers: 64 bits each, without an object for each of them.
+if TYPE_CHECKING:
+    Numbers = array[int]
+else:
+    Numbers = array
 
 BLOCK_BYTES: Final = 4096
 
@@ -48,6 +56,14 @@ def array_capacity(value_size: int) -> int:
 
 def blocks_needed(entries: int, capacity: int) -> int:
     return -(-entries // capacity)
+
+
+def numbers(data: bytes | memoryview) -> Numbers:
+    """The 64-bit numbers that ``data`` is made of."""
+    found = array("Q", bytes(data))
+    if sys.byteorder == "big":
+        found.byteswap()
+    return found
 
 
 def checksum(block: bytes | memoryview, salt: int) -> int:

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The one way to read a mirror's era metadata."""
 
-import hashlib
+import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
 
 from dmsoft.era.device import MetadataDevice
@@ -30,7 +28,7 @@ class EraReader:
     to the end). Raises `NotFoundError`, `DeviceError`; the methods also `EraMetadataError`.
     """
 
-    def __init__(self, path: str | Path, *, offset_bytes: int = 0, length_bytes: int | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, offset_bytes: int = 0, length_bytes: int | None = None) -> None:
         self._device = MetadataDevice(path, offset_bytes=offset_bytes, length_bytes=length_bytes)
 
     def close(self) -> None:
@@ -50,6 +48,8 @@ class EraReader:
 
     def block_digest(self) -> str:
         """SHA-256 (hex) of metadata block 0, whatever is in it."""
+        import hashlib
+
         return hashlib.sha256(self._device.read_block(0)).hexdigest()
 
     def is_zero(self) -> bool:
@@ -81,13 +81,14 @@ class EraReader:
 
     def undigested(self) -> list[int]:
         """Of each writeset that waits to be digested the number of bits, eldest first."""
+        from dmsoft.era.changes import WRITESET
         from dmsoft.era.settle import Patience
 
         def read() -> list[int]:
             now = self.superblock()
             limit = now.space_map.nr_blocks
             found = self._btree.entries(now.writeset_tree_root, value_size=12, max_entries=limit, limit=limit)
-            return [int.from_bytes(bytes(value[:4]), "little") for value in found.values]
+            return [nr_bits for nr_bits, _ in WRITESET.iter_unpack(found.values)]
 
         return Patience(self.superblock, _TORN_READS).keep_trying(read)
 
@@ -127,7 +128,7 @@ class EraReader:
                 raise SnapshotMissingError("The era metadata has no metadata snapshot.")
             # Its current writeset is the live one's, whose blocks are written and reused.
             clone = self._load(location)
-            clone = replace(clone, current_writeset=WritesetRoot(clone.current_writeset.nr_bits, 0))
+            clone = clone._replace(current_writeset=WritesetRoot(clone.current_writeset.nr_bits, 0))
             if clone != (first or clone):
                 raise EraBusyError("The metadata snapshot was dropped or replaced while it was read.")
             first = clone

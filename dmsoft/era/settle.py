@@ -1,14 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reading what may move: retries that end, and that tell a race with the kernel from damage."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from dmsoft.era.btree import Numbers
 from dmsoft.era.errors import EraBusyError, EraMetadataError
+from dmsoft.era.layout import Numbers
 
 T = TypeVar("T")
 
@@ -60,7 +57,7 @@ def settle(
     before = patience.keep_trying(locate)
     if before is None:
         return False
-    unread = np.arange(len(before))
+    unread: Sequence[int] = range(len(before))
     while True:
         failed = False
         try:
@@ -75,19 +72,21 @@ def settle(
         if len(after) != len(before):
             raise EraBusyError("A writeset changed its size while it was read.")
         if not failed:
-            unread = unread[before[unread] != after[unread]]
-            if not len(unread):
+            unread = [] if before == after else [index for index in unread if before[index] != after[index]]
+            if not unread:
                 return True
             patience.count()
         before = after
 
 
-def _groups(indices: NDArray[np.int64], unit: int) -> list[tuple[int, int]]:
+def _groups(indices: Sequence[int], unit: int) -> list[tuple[int, int]]:
     """Runs (begin, end) of whole groups of ``unit`` that cover ascending ``indices``."""
-    groups = np.unique(indices // unit)
-    if not len(groups):
-        return []
-    breaks = np.flatnonzero(np.diff(groups) != 1) + 1
-    starts = groups[np.concatenate(([0], breaks))]
-    ends = groups[np.concatenate((breaks - 1, [len(groups) - 1]))]
-    return [(int(begin) * unit, (int(end) + 1) * unit) for begin, end in zip(starts, ends, strict=True)]
+    if isinstance(indices, range):
+        return [(0, -(-len(indices) // unit) * unit)] if indices else []
+    runs: list[tuple[int, int]] = []
+    for group in sorted({index // unit for index in indices}):
+        begin, end = group * unit, (group + 1) * unit
+        if runs and runs[-1][1] == begin:
+            begin = runs.pop()[0]
+        runs.append((begin, end))
+    return runs

@@ -3,9 +3,7 @@
 
 import itertools
 
-import numpy as np
-
-from dmsoft.era.blocks import BlockSet, Words
+from dmsoft.era.blocks import BlockSet
 
 
 def spread(blocks: BlockSet, parts: int) -> tuple[int, ...]:
@@ -16,7 +14,7 @@ def spread(blocks: BlockSet, parts: int) -> tuple[int, ...]:
     total = blocks.nr_blocks
     parts = min(parts, total)
     bounds = [total * part // parts for part in range(parts + 1)] if parts else []
-    return tuple(_percent(_count(blocks.words, begin, end), end - begin) for begin, end in itertools.pairwise(bounds))
+    return tuple(_percent(_count(blocks.bits, begin, end), end - begin) for begin, end in itertools.pairwise(bounds))
 
 
 def _percent(count: int, size: int) -> int:
@@ -25,10 +23,7 @@ def _percent(count: int, size: int) -> int:
     return min(max(100 * count // size, 1), 99)
 
 
-def _count(words: Words, begin: int, end: int) -> int:
-    """How many of the bits ``begin`` .. ``end`` - 1 are set; there is at least one of them."""
-    first, last = begin >> 6, (end - 1) >> 6
-    count = int(np.bitwise_count(words[first : last + 1]).sum(dtype=np.int64))
-    before = int(words[first]) & ((1 << (begin & 63)) - 1)
-    after = int(words[last]) >> ((end - 1) & 63) >> 1
-    return count - before.bit_count() - after.bit_count()
+def _count(bits: bytearray, begin: int, end: int) -> int:
+    """How many of the bits ``begin`` .. ``end`` - 1 are set."""
+    part = int.from_bytes(bits[begin >> 3 : (end + 7) >> 3], "little") >> (begin & 7)
+    return (part & ((1 << (end - begin)) - 1)).bit_count()

@@ -2,8 +2,7 @@
 """The superblock of dm-era metadata, parsed without trust (``struct superblock_disk`` in ``dm-era-target.c``)."""
 
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from dmsoft.era import layout
 from dmsoft.era.errors import EraMetadataError
@@ -17,8 +16,7 @@ VERSION: Final = 1
 _FORMAT: Final = struct.Struct("<IIQ16sQI QQQQ 96x II II IQ QQQ")
 
 
-@dataclass(frozen=True, slots=True)
-class SpaceMapRoot:
+class SpaceMapRoot(NamedTuple):
     """The metadata space map: sizes in metadata blocks, roots as metadata block numbers."""
 
     nr_blocks: int
@@ -27,16 +25,14 @@ class SpaceMapRoot:
     ref_count_root: int
 
 
-@dataclass(frozen=True, slots=True)
-class WritesetRoot:
+class WritesetRoot(NamedTuple):
     """A bitset of the data blocks written in one era. ``root`` 0: there is none."""
 
     nr_bits: int
     root: int
 
 
-@dataclass(frozen=True, slots=True)
-class Superblock:
+class Superblock(NamedTuple):
     """One superblock. Block sizes are in sectors, ``nr_blocks`` counts data blocks, roots are metadata blocks."""
 
     csum: int

@@ -104,7 +104,7 @@ def _check(era: Device, reader: Callable[[], EraReader], block_bytes: int) -> st
 def _differs(reader: Callable[[], EraReader], since: int, wanted: set[int]) -> str | None:
     with reader() as opened:
         found = opened.written_since(since).blocks
-    listed = {block for first, count in found.extents().tolist() for block in range(first, first + count)}
+    listed = {block for first, count in found.runs() for block in range(first, first + count)}
     if missing := wanted - listed:
         return f"a write to block {min(missing)} was not recorded"
     if extra := listed - wanted:

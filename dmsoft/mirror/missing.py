@@ -50,7 +50,7 @@ def missing(name: str, label: str, since: int | None = None) -> Missing:
         with running.era_reader() as reader:
             blocks = reader.written_since(era).blocks
     return Missing(
-        running.block_bytes, era, [(first, count) for first, count in blocks.extents().tolist()], blocks.count(),
+        running.block_bytes, era, list(blocks.runs()), blocks.count(),
         size_bytes(blocks, block_bytes=running.block_bytes, data_bytes=running.data.length),
         decision.reason, running.data.length, spread(blocks, _MAP_PARTS), asked,
     )  # fmt: skip

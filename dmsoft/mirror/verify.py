@@ -167,10 +167,10 @@ class Round:
             self.next_block, self.complete = 0, True
 
     def result(self) -> Checked:
-        extents = BlockSet.from_extents(self.job.owed.nr_blocks, [(block, 1) for block in self.mismatches]).extents()
+        runs = BlockSet.from_extents(self.job.owed.nr_blocks, [(block, 1) for block in self.mismatches]).runs()
         return Checked(
             self.job.label, self.blocks, self.bytes, self.next_block, self.complete,
-            tuple((first, count) for first, count in extents.tolist()),
+            tuple(runs),
         )  # fmt: skip
 
     def _stretch(self, clean: BlockSet) -> None:

@@ -7,17 +7,20 @@ import json
 import mmap
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+import venv
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import crc32c
-import numpy as np
 
+import dmsoft
+from dmsoft.era import marks
 from dmsoft.units import MIB
 from tests.bench import era_packages
 from tests.bench.era_build import SINCE
@@ -48,6 +51,8 @@ def measure(arguments: list[str]) -> Iterator[Row]:
     parser.add_argument("--sizes", default=",".join(_SIZES), help="of %(default)s")
     parser.add_argument("--folder", type=Path, default=tempfile.gettempdir(), help="where images go")
     options = parser.parse_args(arguments)
+    if not marks.COMPILED:
+        print("dmsoft was installed without its compiled module: see ./dev setup", file=sys.stderr)
     tools = [era_packages.find("bookworm", "0.9."), era_packages.find("trixie", "1.")]
     for size in options.sizes.split(","):
         with tempfile.TemporaryDirectory(prefix="dmsoft-bench-", dir=options.folder) as folder:
@@ -108,7 +113,7 @@ class _Contestant:
         self.runs: list[Run] = []
         self.output = output
         self._ours = tool is None
-        self._environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+        self._environment = dict(os.environ)
         self.rust = tool is not None and not tool.version.startswith("0.")
         if tool:
             self.name = tool.name
@@ -116,17 +121,14 @@ class _Contestant:
             self._files = [image, *tool.files]
         else:
             self.name = "dmsoft"
-            # -P: found on the path that is given, as an installed program would be.
-            self._argv = [sys.executable, "-P", str(_HERE / "era_worker.py"), str(image), str(SINCE), str(output)]
-            # Compiled, as installed programs are, whatever the checkout's caches look like.
-            compiled = output.with_name("compiled")
-            self._environment["PYTHONPYCACHEPREFIX"] = str(compiled)
+            installed = _installed(output.with_name("installed"))
+            # -P: only what is installed is found.
+            self._argv = [str(installed / "bin/python"), "-P", str(_HERE / "era_worker.py")]
+            self._argv += [str(image), str(SINCE), str(output)]
+            # Compiled, as installed programs are.
             self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
-            self._files = [image]
             self.run(cold=False)
-            packages = [Path(module.__file__).parent for module in (np, crc32c) if module.__file__]
-            folders = [compiled, *packages]
-            self._files += [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+            self._files = [image, *(file for file in installed.rglob("*") if file.is_file())]
 
     @property
     def best(self) -> Run:
@@ -158,6 +160,19 @@ class _Contestant:
             return _digest((int(a), int(a) + int(b)) for a, b in re.findall(r"\[(\d+),(\d+)\]", text))
         rows = re.findall(r'block="(\d+)"|begin="(\d+)" end ?= ?"(\d+)"', text)
         return _digest((int(a or b), int(c) if b else int(a) + 1) for a, b, c in rows)
+
+
+def _installed(folder: Path) -> Path:
+    """A virtual environment in ``folder`` that has dmsoft's reader and what it needs.
+
+    That of the checkout finds dmsoft by a hook and runs whatever else this machine has Python do at its start.
+    """
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for module in (dmsoft, crc32c):
+        source = Path(module.__file__ or "").parent
+        shutil.copytree(source, packages / source.name, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
 
 
 def _digest(ranges: Iterable[tuple[int, int]]) -> str:

@@ -4,7 +4,6 @@
 Writes the extents to FILE as JSON, and on the last line of FILE how long the set took, without interpreter and output.
 """
 
-import json
 import sys
 import time
 
@@ -19,6 +18,5 @@ if __name__ == "__main__":
         blocks = reader.written_since(int(since)).blocks
         seconds = time.perf_counter() - begin
     with open(output, "w") as file:
-        for rows in blocks.iter_extents():
-            file.write("".join(f"[{first},{count}]\n" for first, count in rows.tolist()))
-        file.write(json.dumps({"seconds": seconds}))
+        file.writelines(f"[{first},{count}]\n" for first, count in blocks.runs())
+        file.write(f'{{"seconds": {seconds}}}')

@@ -26,7 +26,7 @@ _WRITTEN_BLOCKS = 256
 
 def bits_of(blocks: BlockSet) -> Bits:
     """One bool a data block."""
-    return np.unpackbits(blocks.words.view(np.uint8), bitorder="little")[: blocks.nr_blocks].astype(np.bool_)
+    return np.unpackbits(np.frombuffer(blocks.bits, np.uint8), bitorder="little")[: blocks.nr_blocks].astype(np.bool_)
 
 
 class Image:

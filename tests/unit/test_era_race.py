@@ -66,7 +66,7 @@ def test_nothing_is_missed(
             except EraBusyError:
                 ends["busy"] += 1
                 continue
-            found = np.unpackbits(blocks.words.view(np.uint8), bitorder="little")[:NR].astype(np.bool_)
+            found = np.unpackbits(np.frombuffer(blocks.bits, np.uint8), bitorder="little")[:NR].astype(np.bool_)
             missing = np.flatnonzero((closed >= since) & ~found)
             assert not len(missing), f"since {since} at {era}: {missing[:10]} are missing"
             ends["current era missed"] += int(((last >= since) & ~found).any())

@@ -16,7 +16,7 @@ from tests.era_image import Bits, EraModel, ImageWriter, random_bits, random_mod
 
 
 def bits_of(blocks: BlockSet) -> Bits:
-    return np.unpackbits(blocks.words.view(np.uint8), bitorder="little")[: blocks.nr_blocks].astype(np.bool_)
+    return np.unpackbits(np.frombuffer(blocks.bits, np.uint8), bitorder="little")[: blocks.nr_blocks].astype(np.bool_)
 
 
 def assert_reads(path: Path, model: EraModel, *, snapshot: bool = False) -> None:

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether the era metadata on the disk is still ours: one test a reason."""
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +21,7 @@ SUPERBLOCK = Superblock(
     data_block_size=BLOCK, metadata_block_size=8, nr_blocks=BLOCKS, current_era=9,
     current_writeset=WritesetRoot(0, 0), writeset_tree_root=3, era_array_root=4, metadata_snap=0,
 )  # fmt: skip
-FRESH = replace(SUPERBLOCK, nr_blocks=0, current_era=0)
+FRESH = SUPERBLOCK._replace(nr_blocks=0, current_era=0)
 
 
 def seen(superblock: Superblock | None = SUPERBLOCK, *, digest: str = DIGEST, problem: str | None = None) -> Found:
@@ -43,7 +41,7 @@ def judge(tracker: Tracker, found: Found) -> str | None:
         (CLEAN, seen()),
         (CRASHED, seen()),
         (CRASHED, seen(digest=OTHER)),  # after a crash the digest of the clean stop says nothing
-        (CRASHED, seen(replace(SUPERBLOCK, current_era=10))),
+        (CRASHED, seen(SUPERBLOCK._replace(current_era=10))),
         (UNFINISHED, ZERO),
         (UNFINISHED, seen(FRESH)),
         (UNFINISHED, seen()),
@@ -62,11 +60,11 @@ def test_what_is_still_ours(tracker: Tracker, found: Found) -> None:
         (CRASHED, ZERO, "zeroed"),
         (CLEAN, seen(None, problem="block 7 is torn"), "block 7 is torn"),
         (UNFINISHED, seen(None, problem="block 0 is torn"), "block 0 is torn"),
-        (CRASHED, seen(replace(SUPERBLOCK, data_block_size=128)), "another block size"),
-        (UNFINISHED, seen(replace(FRESH, data_block_size=128)), "another block size"),
-        (CRASHED, seen(replace(SUPERBLOCK, nr_blocks=BLOCKS - 1)), "another size"),
+        (CRASHED, seen(SUPERBLOCK._replace(data_block_size=128)), "another block size"),
+        (UNFINISHED, seen(FRESH._replace(data_block_size=128)), "another block size"),
+        (CRASHED, seen(SUPERBLOCK._replace(nr_blocks=BLOCKS - 1)), "another size"),
         (CLEAN, seen(digest=OTHER), "changed while"),
-        (CRASHED, seen(replace(SUPERBLOCK, current_era=8)), "went back from 9 to 8"),
+        (CRASHED, seen(SUPERBLOCK._replace(current_era=8)), "went back from 9 to 8"),
         (CRASHED, seen(FRESH), "went back from 9 to 0"),
     ],
 )
@@ -83,7 +81,7 @@ def test_what_is_not(tracker: Tracker, found: Found, why: str) -> None:
 def test_formatted_metadata_is_believed_only_if_nothing_contradicts(
     tracker: Tracker, era: int, digest: str, blocks: int
 ) -> None:
-    found = seen(replace(SUPERBLOCK, current_era=era, nr_blocks=blocks), digest=digest)
+    found = seen(SUPERBLOCK._replace(current_era=era, nr_blocks=blocks), digest=digest)
     sound = blocks in (0, BLOCKS) and tracker.clean_digest in (None, digest)
     sound = sound and not (tracker.formatted and era < tracker.era_floor)
     assert (judge(tracker, found) is None) == sound

@@ -34,7 +34,7 @@ def sh(*argv: str | Path) -> str:
 
 
 def bits_of(blocks: BlockSet) -> NDArray[np.bool_]:
-    return np.unpackbits(blocks.words.view(np.uint8), bitorder="little")[: blocks.nr_blocks].astype(np.bool_)
+    return np.unpackbits(np.frombuffer(blocks.bits, np.uint8), bitorder="little")[: blocks.nr_blocks].astype(np.bool_)
 
 
 def check(metadata: Path, history: History, eras: Sequence[int]) -> None:

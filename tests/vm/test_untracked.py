@@ -318,7 +318,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def written_since(self: EraReader, era: int, *, snapshot: bool = False) -> object:
         found = EraReader.written_since(self, era, snapshot=snapshot)
-        found.blocks.words[:] = 0
+        found.blocks.bits[:] = bytes(len(found.blocks.bits))
         return found
 
     empty.written_since = written_since  # type: ignore[attr-defined]
