@@ -37,6 +37,11 @@ class Write(NamedTuple):
     offset: int
     length: int
 
+    def is_discarded_by(self, other: "Write") -> bool:
+        """Whether ``other``, at the same time, may throw pages of this out of the page cache, to be never written."""
+        touches = self.offset < other.offset + other.length and other.offset < self.offset + self.length
+        return other.how == "discard" and touches
+
 
 @dataclass(frozen=True)
 class Step:
@@ -65,7 +70,7 @@ class History:
     """``surely``: the last era that certainly wrote each block. ``perhaps``: the last that may be said to have.
 
     The two differ where a crash cut a write off, where a discard went past its first block, where a write raced with a
-    checkpoint, and where a shrink cut blocks off that undigested writesets still know.
+    checkpoint or a discard, and where a shrink cut blocks off that undigested writesets still know.
     """
 
     def __init__(self, most_blocks: int, block_bytes: int) -> None:
@@ -85,7 +90,8 @@ class History:
         before = self.era
         self.era += step.kind in _ADVANCES
         for write in step.writes:
-            self._write(write, before, self.era)
+            vanishes = step.kind == "storm" and write.how == "buffered" and any(map(write.is_discarded_by, step.writes))
+            self._write(write, 0 if vanishes else before, self.era)
         if step.kind == "resize":
             self._resize(step.blocks)
         elif step.kind == "take_metadata_snap":

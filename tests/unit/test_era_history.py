@@ -59,6 +59,20 @@ def test_a_storm_may_be_in_either_era() -> None:
     refuses(model, 1)
 
 
+def test_a_discard_throws_away_what_is_in_the_page_cache() -> None:
+    """The kernel drops the pages before it discards, so that a write through them may never happen."""
+    for how in ("buffered", "direct"):
+        storm = Step("storm", (Write(how, BLOCK, 2 * BLOCK), Write("discard", 0, 2 * BLOCK)))
+        model = history(storm)
+        model.check(1, bits(0, 1, 2))
+        if how == "buffered":
+            model.check(1, bits(0))
+        else:
+            refuses(model, 1, 0)
+        model = history(Step("writes", storm.writes))
+        refuses(model, 1, 0)
+
+
 def test_what_a_crash_cut_off_is_in_doubt_and_what_came_before_is_not() -> None:
     model = history(write("direct", 1, 1))
     model.recover(write("direct", 1, 3), 1, 16, snapshot=False)
