@@ -2,6 +2,7 @@
 """The VM's part of ``bench write``: runs fio on the bare primary and on mirrors in turn, prints a JSON line a load."""
 
 import json
+import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from dmsoft.units import GIB, KIB, MIB
 _BY_ID = Path("/dev/disk/by-id")
 _PRIMARY, _SECONDARY, _METADATA = (_BY_ID / f"virtio-{name}" for name in ("primary", "secondary", "metadata"))
 _NAME = "bench"
+# The mirror and the bare primary are written in turns of so long.
+_TURN_SECONDS = 10
 # The working set. fio's words and the bytes of one request for each load.
 _SPAN = GIB
 _LOADS = {
@@ -26,40 +29,58 @@ _LOADS = {
 
 @dataclass(frozen=True)
 class Load:
-    """What one fio run did: milliseconds a request, and bytes written."""
+    """What fio runs did: milliseconds a request (the median of the runs), and bytes written."""
 
     ms: float
     written: int
 
-
-def fio(device: Path, load: str, seconds: int) -> Load:
-    """Write to the first GiB of ``device`` for that long. The next run goes on where this one's cache state is."""
-    words, request = _LOADS[load]
-    argv = ["fio", f"--name={load}", f"--filename={device}", "--direct=1", "--ioengine=psync", f"--size={_SPAN}",
-            f"--runtime={seconds}", "--time_based", "--group_reporting", "--output-format=json", *words]  # fmt: skip
-    done = subprocess.run(argv, check=True, capture_output=True, text=True)
-    result = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]["write"]
-    return Load(1000 * seconds / result["total_ios"], result["total_ios"] * request)
+    @classmethod
+    def of(cls, runs: "list[Load]") -> "Load":
+        return cls(statistics.median(run.ms for run in runs), sum(run.written for run in runs))
 
 
-def bare(load: str, seconds: int, warm_up: int) -> tuple[Load, Load]:
-    return fio(_PRIMARY, load, warm_up), fio(_PRIMARY, load, seconds)
+@dataclass(frozen=True)
+class Place:
+    """Where to write: the working set begins at ``offset``."""
+
+    device: Path
+    offset: int = 0
+
+    def fio(self, load: str, seconds: int) -> Load:
+        words, request = _LOADS[load]
+        argv = ["fio", f"--name={load}", f"--filename={self.device}", f"--offset={self.offset}", f"--size={_SPAN}",
+                "--direct=1", "--ioengine=psync", f"--runtime={seconds}", "--time_based", "--group_reporting",
+                "--output-format=json", *words]  # fmt: skip
+        done = subprocess.run(argv, check=True, capture_output=True, text=True)
+        result = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]["write"]
+        return Load(1000 * seconds / result["total_ios"], result["total_ios"] * request)
 
 
-def mirrored(size: int, place: str, load: str, seconds: int, warm_up: int) -> tuple[Load, Load, int]:
-    """The warm-up after a barrier, the run, and the bytes that a resync would copy after both."""
+def measure(size: int, place: str, load: str, seconds: int, warm_up: int) -> dict[str, object]:
+    """One mirror, and its primary past the mirror. They take turns: what else the machine does meets both alike."""
     words = ["--metadata", str(_METADATA)] if place == "separate" else []
     dmsoft("create", _NAME, "--primary", str(_PRIMARY), "--secondary", f"s={_SECONDARY}",
            "--block-size", str(size), "--yes", *words)  # fmt: skip
     running = Running.of(locate.assemble(_NAME))
-    top = Path(running.names.top.path)
+    bare, top = Place(_PRIMARY, running.data.offset), Place(Path(running.names.top.path))
+    bare.fio(load, warm_up)  # the first writes to a sparse file measure the file
     with running.era_reader() as reader:
         with guard_of(running, coupled=False) as guard, barrier(running.names, guard, freeze=False):
             era = reader.superblock().current_era + 1
-        first, then = fio(top, load, warm_up), fio(top, load, seconds)
+        first, bare_first = top.fio(load, warm_up), bare.fio(load, warm_up)
+        ours, theirs = [], []
+        for turn in range(max(seconds // _TURN_SECONDS, 1)):
+            turns = [(top, ours), (bare, theirs)]
+            for where, runs in turns if turn % 2 else reversed(turns):
+                runs.append(where.fio(load, min(seconds, _TURN_SECONDS)))
         stale = reader.written_since(era).blocks.count() * size
     dmsoft("destroy", _NAME, "--yes")
-    return first, then, stale
+    then, reference = Load.of(ours), Load.of(theirs)
+    return {
+        "block_bytes": size, "place": place, "load": load, "first_ms": first.ms, "ms": then.ms,
+        "bare_first_ms": bare_first.ms, "bare_ms": reference.ms,
+        "stale": stale, "written": first.written + then.written,
+    }  # fmt: skip
 
 
 def dmsoft(*words: str) -> None:
@@ -68,20 +89,9 @@ def dmsoft(*words: str) -> None:
 
 def main(seconds: int, warm_up: int, sizes: list[int], loads: list[str], places: list[str]) -> None:
     for load in loads:
-        bare(load, warm_up, warm_up)  # the first writes to a sparse file measure the file
-    for load in loads:
-        before = bare(load, seconds, warm_up)
         for place in places:
             for size in sizes:
-                first, then, stale = mirrored(size, place, load, seconds, warm_up)
-                after = bare(load, seconds, warm_up)
-                figures = {
-                    "block_bytes": size, "place": place, "load": load,
-                    "first_ms": first.ms, "ms": then.ms, "stale": stale, "written": first.written + then.written,
-                    "bare_first_ms": (before[0].ms + after[0].ms) / 2, "bare_ms": (before[1].ms + after[1].ms) / 2,
-                }  # fmt: skip
-                print(json.dumps(figures), flush=True)
-                before = after
+                print(json.dumps(measure(size, place, load, seconds, warm_up)), flush=True)
 
 
 if __name__ == "__main__":
