@@ -28,31 +28,33 @@ static void add_word(uint8_t *bits, uint64_t index, uint64_t word)
 	memcpy(bits + 8 * index, &word, sizeof(word));
 }
 
+static int any_recent(const uint32_t *eras, uint64_t count, uint32_t since)
+{
+	uint32_t found = 0;
+
+	for (uint64_t i = 0; i < count; i++)
+		found |= le32toh(eras[i]) >= since;
+	return found != 0;
+}
+
 static uint32_t newest_of(const uint32_t *eras, uint64_t count)
 {
 	uint32_t newest = 0;
 
-	for (uint64_t i = 0; i < count; i++) {
-		uint32_t era = le32toh(eras[i]);
-
-		newest = era > newest ? era : newest;
-	}
+	for (uint64_t i = 0; i < count; i++)
+		newest = le32toh(eras[i]) > newest ? le32toh(eras[i]) : newest;
 	return newest;
 }
 
+// One byte a block first, which compilers do for many blocks at once, then eight of them to a byte of the set.
 static void mark_recent(uint8_t *bits, uint64_t block, const uint32_t *eras, uint64_t count, uint32_t since)
 {
-	uint64_t word = 0;
+	uint8_t recent[ERAS + 16] = {0}, *at = recent + block % 8;
 
-	for (uint64_t i = 0; i < count; i++, block++) {
-		word |= (uint64_t)(le32toh(eras[i]) >= since) << (block & 63);
-		if ((block & 63) == 63) {
-			add_word(bits, block >> 6, word);
-			word = 0;
-		}
-	}
-	if (word)
-		add_word(bits, block >> 6, word);
+	for (uint64_t i = 0; i < count; i++)
+		at[i] = le32toh(eras[i]) >= since;
+	for (uint64_t i = 0; i < (block % 8 + count + 7) / 8; i++)
+		bits[block / 8 + i] |= get_word(recent + 8 * i) * UINT64_C(0x0102040810204080) >> 56;
 }
 
 static uint32_t eras_of_blocks(uint8_t *bits, uint64_t blocks, uint64_t first, const uint8_t *array, uint64_t count,
@@ -62,13 +64,14 @@ static uint32_t eras_of_blocks(uint8_t *bits, uint64_t blocks, uint64_t first, c
 
 	for (uint64_t i = 0; i < count && (first + i) * ERAS < blocks; i++) {
 		uint64_t begin = (first + i) * ERAS, left = blocks - begin, valid = left < ERAS ? left : ERAS;
-		uint32_t here;
 
 		memcpy(eras, array + i * BLOCK + HEADER, sizeof(eras));
-		here = newest_of(eras, valid);
-		newest = here > newest ? here : newest;
-		if (here >= since)
+		if (any_recent(eras, valid, since)) {
+			uint32_t here = newest_of(eras, valid);
+
+			newest = here > newest ? here : newest;
 			mark_recent(bits, begin, eras, valid, since);
+		}
 	}
 	return newest;
 }

@@ -63,6 +63,7 @@ class Walk:
         self._btree = btree
         self._arrays = arrays
         self._since = max(since, 1)
+        # The newest era seen, of those from `since` on: one that has not come yet is among them.
         self._newest = 0
         self._first = self._last = load()
         first = self._first

@@ -6,7 +6,7 @@ but to load it takes longer than to read the record of a disk of some TiB.
 
 ``take_eras(bits, blocks, first, array, since)`` adds the blocks whose era is at least ``since``. ``array`` has whole
 array blocks of 1018 eras, the first of them number ``first`` of the array; eras past the number of ``blocks`` do not
-count. Returns the newest era of those that do, 0 if none does.
+count. Returns the newest era of a block that it added, 0 if there is none.
 
 ``take_bits(bits, valid, first, array)`` adds the bits of a writeset below ``valid``, from its array blocks.
 

@@ -14,7 +14,8 @@ def take_eras(bits: bytearray, blocks: int, first: int, array: memoryview, since
     leaves = np.frombuffer(array, "<u4").reshape(-1, layout.BLOCK_BYTES // 4)
     begin = first * _ERAS
     eras = leaves[:, _HEADER_WORDS:].reshape(-1)[: max(blocks - begin, 0)]
-    if not len(eras):
+    newest = int(eras.max(initial=0))
+    if newest < since:
         return 0
     # In front of them as many as there are before them in their byte of the set.
     recent = np.zeros(begin % 8 + len(eras), np.bool_)
@@ -22,7 +23,7 @@ def take_eras(bits: bytearray, blocks: int, first: int, array: memoryview, since
     marked = np.packbits(recent, bitorder="little")
     target = np.frombuffer(bits, np.uint8)[begin // 8 : begin // 8 + len(marked)]
     target |= marked
-    return int(eras.max())
+    return newest
 
 
 def take_bits(bits: bytearray, valid: int, first: int, array: memoryview) -> None:
