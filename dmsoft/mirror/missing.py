@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What one secondary misses, block by block."""
 
+import contextlib
+
 import msgspec
 
+from dmsoft.dm.failures import SuspendedError
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.spread import spread
 from dmsoft.errors import NotFoundError
@@ -72,6 +75,8 @@ def _decision(running: Running, label: str) -> Decision:
 
 def _current_era(running: Running) -> int | None:
     if is_active(running.names):
-        return running.current_era()
+        with contextlib.suppress(SuspendedError):
+            return running.current_era()
+    # While a mirror is stopped or suspended its metadata lie still.
     with running.era_reader() as reader:
         return None if reader.is_zero() else reader.superblock().current_era

@@ -25,6 +25,11 @@ def test_formats_and_since(rig: Rig, tmp_path: Path) -> None:
     rig.write(1, length=4096)
 
     assert rig.stale("one") == {1, 5, 6, 22}
+    sh("dmsetup", "suspend", NAME)
+    try:
+        assert rig.stale("one") == {1, 5, 6, 22}
+    finally:
+        sh("dmsetup", "resume", NAME)
     later = ok("stale", NAME, "one", "--since", str(era + 1), "--json").json
     assert (later["asked"], later["since_era"], later["extents"]) == (True, era + 1, [[1, 1], [6, 1], [22, 1]])
     assert refused(7, "stale", NAME, "one", "--since", str(era + 9))
