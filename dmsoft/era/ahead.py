@@ -11,7 +11,7 @@ from dmsoft.era.device import MetadataDevice, aligned_buffer
 from dmsoft.era.layout import Numbers
 
 # Blocks read by one request, and requests under way, so that the disk never waits for the processor.
-READ_BLOCKS: Final = 512
+READ_BLOCKS: Final = 128
 _REQUESTS: Final = 3
 
 
