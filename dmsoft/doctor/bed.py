@@ -42,7 +42,7 @@ class Bed:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(locked("doctor", "operation", name="of the doctor"))
+            stack.enter_context(locked("doctor", "operation", name="of the doctor", verb="doctor"))
             sweep()  # what a machine that crashed or a cleaner that was killed left
             require_targets(["linear"])
             if not Path("/dev/loop-control").exists():

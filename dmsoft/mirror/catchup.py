@@ -31,11 +31,11 @@ from dmsoft.mirror.barrier import Barrier, barrier
 from dmsoft.mirror.final import Final
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
-from dmsoft.mirror.progress import Progress
+from dmsoft.mirror.progress import Progress, Queue
 from dmsoft.mirror.running import Running
 from dmsoft.mirror.spare import Spares
 from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES, CancelledError, Copier, Side, Tally
-from dmsoft.resync.extents import Request, requests, runs, size_bytes
+from dmsoft.resync.extents import Request, count, requests, runs, size_bytes
 from dmsoft.resync.journal import needed
 from dmsoft.units import MIB, format_size
 
@@ -134,12 +134,12 @@ class Run:
 
     def requests(self) -> Iterable[Request]:
         """What the jobs owe, as requests whose target bits are positions in `jobs`."""
-        return requests(
-            self._rows(),
-            block_bytes=self.running.block_bytes,
-            data_bytes=self.running.data.length,
-            request_bytes=REQUEST_BYTES,
-        )
+        return requests(self._rows(), **self._sizes)
+
+    @property
+    def _sizes(self) -> dict[str, int]:
+        data, block = self.running.data.length, self.running.block_bytes
+        return {"block_bytes": block, "data_bytes": data, "request_bytes": REQUEST_BYTES}
 
     def budget(self) -> int:
         """Bytes that may be left for the final barrier: what the measured rate moves in ``max_stall``."""
@@ -212,7 +212,6 @@ class Run:
         self.place()
         total = self.size(self._union())
         staged = sum(job.journal.end.length for job in self.alive if job.journal is not None)
-        self.progress.phase(f"pass {self.passes}", total, staged + total if self._stages() else 0)
         compare = sum(1 << i for i, job in enumerate(self.jobs) if job.decision.kind == "compare" and self.passes == 1)
         copier = Copier(
             self.source, [job.target for job in self.jobs], compare=compare, cancelled=self.cancelled,
@@ -220,9 +219,15 @@ class Run:
             rescue=self.spares.read, on_progress=self._advance,
             on_checkpoint=lambda offset: self._checkpoint_within(copier, until, offset),
         )  # fmt: skip
+        rows, tally = self._rows(), copier.tally
+        owed = count(rows, **self._sizes)
+        self.progress.phase(
+            f"pass {self.passes}", total, staged + total if self._stages() else 0,
+            queue=lambda: Queue(owed - tally.requests, tally.requests, tally.failures),
+        )  # fmt: skip
         start = time.monotonic()
         try:
-            copier.run(self.requests())
+            copier.run(requests(rows, **self._sizes))
         except CancelledError:
             self._checkpoint_within(copier, until, copier.floor())
             raise

@@ -105,7 +105,7 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
         _check_name_free(spec.name)
     names = Names(spec.name, unfinished or new_uuid())
     mirror_uuid = names.mirror_uuid
-    with locked(mirror_uuid, "operation", name=spec.name), contextlib.ExitStack() as undo:
+    with locked(mirror_uuid, "operation", name=spec.name, verb="create"), contextlib.ExitStack() as undo:
         if unfinished is not None and not dry_run:
             dismantle_all(names)
         own = names.prefix if unfinished is not None and dry_run else None

@@ -49,7 +49,7 @@ def eject(
     Raises `NotFoundError` when it is not here, `NotCaughtUpError`, and whatever a resync raises; it stays a part of the
     running mirror then.
     """
-    with locked(uuid_of(name), "operation", name=name):
+    with locked(uuid_of(name), "operation", name=name, verb="eject"):
         running = Running.of(locate.assemble(name))
         running.require_active()
         wanted = Request(name, (label,), max_stall, dry_run, leaving=True)

@@ -4,6 +4,9 @@
 ``operation`` is held by a verb from its first decision to its last write, hours in a resync. ``kernel`` is held around
 each short sequence of device-mapper calls, because a ``status`` or ``message`` to a suspended era device blocks for
 good; `status` needs only this one.
+
+Who holds a lock has written into its file who that is. The file outlives a holder that was killed, so its words count
+only while the lock is held and the process they name is alive.
 """
 
 import contextlib
@@ -15,30 +18,59 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from dmsoft.errors import BusyError
+from dmsoft.mirror.times import stamp
 
 RUN_DIR = Path("/run/dmsoft")
 _POLL_SECONDS = 0.02
+# Whoever only looks whether a lock is held takes it for a moment, shared: that is not what makes a command give up.
+_LEAST_SECONDS = 0.1
+_WORDS_BYTES = 4096
 
 Kind = Literal["operation", "kernel"]
 
 
+class Holder(msgspec.Struct, frozen=True):
+    """Who holds a lock: its process, the verb it runs ("" if not told), and since when, in seconds of the clock."""
+
+    pid: int
+    verb: str
+    since: float
+
+
 @contextlib.contextmanager
-def locked(mirror_uuid: str, kind: Kind, *, timeout: float = 0, name: str | None = None) -> Iterator[None]:
-    """Hold the mirror's lock of that kind; raises `BusyError` naming the holder after ``timeout`` seconds."""
+def locked(
+    mirror_uuid: str, kind: Kind, *, timeout: float = 0, name: str | None = None, verb: str = ""
+) -> Iterator[None]:
+    """Hold the mirror's lock of that kind, for ``verb``; raises `BusyError` naming the holder after ``timeout``
+    seconds."""
     fd = opened(mirror_uuid, kind)
     try:
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + max(timeout, _LEAST_SECONDS)
         while not _try(fd):
             if time.monotonic() >= deadline:
                 raise BusyError(
-                    f"The mirror {name or mirror_uuid} is busy with another dmsoft command{_holder(fd)}.",
+                    f"The mirror {name or mirror_uuid} is busy with {_described(_words(fd))}.",
                     hint="Wait for it to end, or stop it with Ctrl-C; a resync can be cancelled at any time.",
                 )
             time.sleep(_POLL_SECONDS)
         os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        os.pwrite(fd, msgspec.json.encode(Holder(os.getpid(), verb, time.time())), 0)
         yield
+    finally:
+        os.close(fd)
+
+
+def holder(mirror_uuid: str, kind: Kind = "operation") -> Holder | None:
+    """Who holds the lock at this moment, None when nobody does or it has not said yet."""
+    try:
+        fd = os.open(_path(mirror_uuid, kind), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        return None if _try(fd, fcntl.LOCK_SH) else _words(fd)
     finally:
         os.close(fd)
 
@@ -57,12 +89,16 @@ def tried(fd: int) -> Iterator[bool]:
 def opened(mirror_uuid: str, kind: Kind) -> int:
     """A descriptor of the lock's file, not locked: for who cannot open files when it is needed."""
     RUN_DIR.mkdir(mode=0o755, exist_ok=True)
-    return os.open(RUN_DIR / f"{mirror_uuid}.{kind}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    return os.open(_path(mirror_uuid, kind), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
 
-def _try(fd: int) -> bool:
+def _path(mirror_uuid: str, kind: Kind) -> Path:
+    return RUN_DIR / f"{mirror_uuid}.{kind}.lock"
+
+
+def _try(fd: int, how: int = fcntl.LOCK_EX) -> bool:
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
     except OSError as err:
         if err.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -70,6 +106,18 @@ def _try(fd: int) -> bool:
     return True
 
 
-def _holder(fd: int) -> str:
-    pid = os.pread(fd, 32, 0).decode(errors="replace").strip()
-    return f" (process {pid})" if pid.isdigit() else ""
+def _words(fd: int) -> Holder | None:
+    """What the holder wrote; None for what a holder left that is dead."""
+    try:
+        said = msgspec.json.decode(os.pread(fd, _WORDS_BYTES, 0), type=Holder)
+        os.kill(said.pid, 0)
+    except (msgspec.DecodeError, OSError, OverflowError):
+        return None
+    return said
+
+
+def _described(held: Holder | None) -> str:
+    if held is None:
+        return "another dmsoft command"
+    what = f"`dmsoft {held.verb}`" if held.verb else "another dmsoft command"
+    return f"{what} (process {held.pid}, since {stamp(held.since).replace('T', ' ').removesuffix('Z')} UTC)"

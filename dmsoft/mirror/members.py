@@ -29,7 +29,7 @@ from dmsoft.mirror.start import require_unused, started, uuid_of
 def add(name: str, spec: SecondarySpec, *, force: bool = False, dry_run: bool = False) -> list[str]:
     """Add a secondary to a mirror, running or not; it begins ``stale`` with S none. Returns its leg's tables."""
     check_label(spec.label)
-    with locked(uuid_of(name), "operation", name=name):
+    with locked(uuid_of(name), "operation", name=name, verb="add"):
         running = Running.of(locate.assemble(name))
         payload = running.payload
         if payload.member(spec.label) is not None:
@@ -72,7 +72,7 @@ def free_label(name: str) -> str:
 
 def remove(name: str, label: str, *, dry_run: bool = False) -> bool:
     """Take a secondary out of the mirror; returns whether its header could be wiped (its disk is here)."""
-    with locked(uuid_of(name), "operation", name=name):
+    with locked(uuid_of(name), "operation", name=name, verb="remove"):
         running = Running.of(locate.assemble(name))
         record = running.payload.member(label)
         if record is None:
@@ -110,7 +110,7 @@ def destroy(name: str, *, dry_run: bool = False) -> list[str]:
     """
     seen = locate.census()
     mirror_uuid = _uuid_to_destroy(name, seen)
-    with locked(mirror_uuid, "operation", name=name):
+    with locked(mirror_uuid, "operation", name=name, verb="destroy"):
         names = Names(name, mirror_uuid)
         members = [m for m in seen.members if m.payload.mirror_uuid == mirror_uuid and m.is_genuine()]
         if is_active(names):

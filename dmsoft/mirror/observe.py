@@ -23,10 +23,10 @@ from dmsoft.member import keys, regions
 from dmsoft.member.payload import MemberRecord, Secondary
 from dmsoft.member.record import record_of
 from dmsoft.mirror import locate, lower, plug, registry
+from dmsoft.mirror.at_work import RunView, at_work
 from dmsoft.mirror.decision import Decision, decide, from_record
 from dmsoft.mirror.generation import Direction, direction
 from dmsoft.mirror.names import PREFIX, Names
-from dmsoft.mirror.progress import published
 from dmsoft.mirror.running import Running, is_active, node_path
 from dmsoft.mirror.start import doubt_of
 from dmsoft.resync.extents import size_bytes
@@ -99,6 +99,7 @@ class MirrorView(msgspec.Struct, frozen=True):
     primary: PrimaryView
     secondaries: tuple[SecondaryView, ...]
     alerts: tuple[Alert, ...]
+    run: RunView | None = None
 
     @property
     def healthy(self) -> bool:
@@ -150,7 +151,7 @@ def _without_primary(names: Names, active: bool, seen: locate.Census, err: Dmsof
     state: Literal["missing", "failed"] = "missing" if isinstance(err, NotFoundError) else "failed"
     return MirrorView(
         names.name, names.mirror_uuid, active, None, names.top.path, None, EraView(),
-        PrimaryView(None, state), secondaries, (Alert(f"primary-{state}", err.message),),
+        PrimaryView(None, state), secondaries, (Alert(f"primary-{state}", err.message),), at_work(names.mirror_uuid),
     )  # fmt: skip
 
 
@@ -179,10 +180,12 @@ class _Observer:
     active: bool
     seen: locate.Census
     doubt: str | None = None
+    run: RunView | None = None
 
     def view(self) -> MirrorView:
         running, payload = self.running, self.running.payload
         alerts: list[Alert] = []
+        self.run = at_work(payload.mirror_uuid)
         era, current = self._era(alerts)
         self._judge(alerts)
         stale = _StaleSets(running)
@@ -191,7 +194,7 @@ class _Observer:
         primary = PrimaryView(running.assembly.primary_device.path, self._primary(alerts))
         return MirrorView(
             payload.mirror_name, payload.mirror_uuid, self.active, payload.mode, running.names.top.path,
-            running.data.length, era, primary, secondaries, tuple(alerts),
+            running.data.length, era, primary, secondaries, tuple(alerts), self.run,
         )  # fmt: skip
 
     def _era(self, alerts: list[Alert]) -> tuple[EraView, int | None]:
@@ -281,10 +284,9 @@ class _Observer:
         if decision.kind == "incremental" and state == "stale" and blocks is not None and not blocks:
             state = "current"
         device = running.assembly.devices.get(label)
-        progress = published(running.payload.mirror_uuid)
         share = None
-        if progress is not None and label in progress.labels and placed is not None:
-            state, share = "syncing", (progress.bytes_done / progress.bytes_total if progress.bytes_total else None)
+        if self.run is not None and self.run.copies and label in self.run.labels and placed is not None:
+            state, share = "syncing", self.run.share
         if state in _BAD:
             alerts.append(Alert(f"secondary-{state}", f"{label}: {reason or decision.reason}."))
         as_of = left.sync.consistent_as_of if left is not None and left.committed else sync.consistent_as_of

@@ -63,7 +63,7 @@ def start(name: str) -> Started:
     Raises for a primary that is missing, in use, not authentic or damaged; nothing stands in the kernel then.
     """
     require_targets(["era", "linear"])
-    with locked(uuid_of(name), "operation", name=name):
+    with locked(uuid_of(name), "operation", name=name, verb="start"):
         return started(Running.of(locate.assemble(name)))
 
 
@@ -245,7 +245,7 @@ def stop(name: str) -> bool:
     A mirror whose primary is gone is taken down all the same; its metadata is checked like after a crash then.
     """
     uuid = uuid_of(name)
-    with locked(uuid, "operation", name=name):
+    with locked(uuid, "operation", name=name, verb="stop"):
         names = Names(name, uuid)
         active = is_active(names)
         if active:

@@ -80,7 +80,7 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
 
     Raises when the run as a whole could not be done. The mirror must be running.
     """
-    with locked(uuid_of(wanted.name), "operation", name=wanted.name):
+    with locked(uuid_of(wanted.name), "operation", name=wanted.name, verb="resync"):
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
         return resynced(running, wanted, reporter, cancelled)

@@ -86,7 +86,7 @@ class Wanted:
 def verify(wanted: Wanted, reporter: Reporter, cancelled: threading.Event) -> tuple[Verified, DmsoftError | None]:
     """Compare; returns what was found, and the error for the first secondary with one. The mirror must be running."""
     start = time.monotonic()
-    with locked(uuid_of(wanted.name), "operation", name=wanted.name):
+    with locked(uuid_of(wanted.name), "operation", name=wanted.name, verb="verify"):
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
         records = sync.chosen(running, wanted.labels)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from dmsoft.mirror.progress import Planned, Reporter, Silent
+from dmsoft.mirror.progress import Meter, Planned, Reporter, Silent
 from dmsoft.report.output import clean, console, emit, say
 from dmsoft.units import format_duration, format_size
 
@@ -54,33 +54,10 @@ def way(journal: bool, direct_reason: str | None) -> str:
     return f"It goes straight to the disk ({direct_reason}), which is no whole point in time meanwhile."
 
 
-class _Meter:
-    """Rate of one phase, the mean since its beginning, which a long copy keeps to; time left to the end of the run, as
-    far as it is known what comes ``later``."""
-
-    def __init__(self) -> None:
-        self.name, self.total, self.later, self.done, self.start = "", 0, 0, 0, time.monotonic()
-
-    def begin(self, name: str, total: int, later: int = 0) -> None:
-        self.name, self.total, self.later, self.done, self.start = name, total, later, 0, time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        return max(time.monotonic() - self.start, 1e-3)
-
-    @property
-    def rate(self) -> float:
-        return self.done / self.seconds
-
-    @property
-    def seconds_left(self) -> float | None:
-        return (self.total - self.done + self.later) / self.rate if self.done else None
-
-
 class _Lines:
     def __init__(self, show, every: float, *, plan) -> None:  # type: ignore[no-untyped-def]
         self._show, self._every, self._plan = show, every, plan
-        self._meter, self._last, self._lock = _Meter(), 0.0, threading.Lock()
+        self._meter, self._last, self._lock = Meter(), 0.0, threading.Lock()
 
     def planned(self, plans: list[Planned], bytes_total: int) -> None:
         self._plan(plans)
@@ -105,7 +82,7 @@ def _emit_plan(plans: list[Planned]) -> None:
     emit({"event": "plan", "secondaries": plans})
 
 
-def _emit_progress(meter: _Meter) -> None:
+def _emit_progress(meter: Meter) -> None:
     emit({
         "event": "progress", "phase": meter.name, "bytes_done": meter.done, "bytes_total": meter.total,
         "bytes_per_second": round(meter.rate), "seconds_left": meter.seconds_left,
@@ -117,7 +94,7 @@ def _print_plan(plans: list[Planned]) -> None:
         say(sentence(plan), err=True, hang=2)
 
 
-def _print_progress(meter: _Meter) -> None:
+def _print_progress(meter: Meter) -> None:
     left = "" if meter.seconds_left is None else f", {format_duration(meter.seconds_left)} left"
     say(
         f"{meter.name}: {format_size(meter.done)} of {format_size(meter.total)} "
@@ -135,7 +112,7 @@ class _Bar:
             TextColumn("{task.description:<7}"), BarColumn(bar_width=20),
             TextColumn("{task.fields[amount]}"), console=console(err=True), refresh_per_second=4,
         )  # fmt: skip
-        self._meter, self._lock = _Meter(), threading.Lock()
+        self._meter, self._lock = Meter(), threading.Lock()
         self._task: TaskID | None = None
 
     def __enter__(self) -> "_Bar":
@@ -166,7 +143,7 @@ class _Bar:
         self._progress.console.print(clean(text))
 
 
-def _amount(meter: _Meter) -> str:
+def _amount(meter: Meter) -> str:
     done, total = format_size(meter.done), format_size(meter.total)
     if meter.done >= meter.total:
         return f"{total} in {format_duration(meter.seconds)}"

@@ -5,9 +5,10 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from dmsoft.mirror.at_work import RunView
 from dmsoft.mirror.observe import MirrorView, SecondaryView, StatusView, summary
 from dmsoft.report.maps import line
-from dmsoft.report.output import clean, console, say, show_table, speaks_unicode, time_text
+from dmsoft.report.output import clean, console, count, say, show_table, speaks_unicode, time_text
 from dmsoft.units import format_duration, format_size
 
 _STYLES = {
@@ -49,8 +50,27 @@ def _show_mirror(mirror: MirrorView) -> None:
     for each in mirror.secondaries:
         if each.away_since is not None:
             say(f"  {each.label}: {_absence(each)}", hang=2)
+    if mirror.run is not None:
+        say(f"  {clean(_work(mirror.run))}", hang=2)
     for alert in mirror.alerts:
         say(f"  {alert.code}: {alert.summary}", hang=2)
+
+
+def _work(run: RunView) -> str:
+    """Who is at work and how far that is."""
+    text = f"{run.verb or 'another command'} is at work, process {run.pid}, since {time_text(run.since)}"
+    if run.phase is None or run.bytes_done is None or run.bytes_total is None:
+        return f"{text}."
+    text += f": {run.phase} of {', '.join(run.labels)}"
+    if run.bytes_total:
+        text += f", {format_size(run.bytes_done)} of {format_size(run.bytes_total)}"
+    if run.bytes_per_second:
+        text += f" at {format_size(run.bytes_per_second)}/s"
+    if run.seconds_left is not None:
+        text += f", {format_duration(run.seconds_left)} left"
+    if run.requests_failed:
+        text += f", {count(run.requests_failed, 'request')} failed"
+    return f"{text}."
 
 
 def _absence(view: SecondaryView) -> str:

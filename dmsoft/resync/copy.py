@@ -66,13 +66,16 @@ class Side:
 @dataclass(slots=True)
 class Tally:
     """What a copy did, in bytes of the data region; ``written`` by target. Shared by the threads. ``rescued``: what the
-    source could not give and another disk could; ``unread``: what neither could."""
+    source could not give and another disk could; ``unread``: what neither could. ``requests`` have been dealt with, and
+    ``failures`` is how many could not be read or not be written to one of their targets."""
 
     written: list[int]
     read: int = 0
     compared: int = 0
     differing: int = 0
     rescued: int = 0
+    requests: int = 0
+    failures: int = 0
     unread: list[Request] = field(default_factory=list)
     failed: dict[int, OSError] = field(default_factory=dict)
 
@@ -184,6 +187,7 @@ class Copier:
         done = sum(len(data) for _, data in held)
         with self._lock:
             self.tally.read += done
+            self.tally.requests += len(batch)
         self.on_progress(done)
 
     def _read(self, request: Request, data: memoryview) -> list[tuple[Request, memoryview]]:
@@ -198,6 +202,7 @@ class Copier:
             if not self._has(piece, view):
                 with self._lock:
                     self.tally.unread.append(piece)
+                    self.tally.failures += 1
             elif held and held[-1][0].offset + held[-1][0].length == piece.offset:
                 start = held.pop()[0].offset
                 joined = Request(start, piece.offset + piece.length - start, request.targets)
@@ -227,6 +232,7 @@ class Copier:
         except OSError as err:
             with self._lock:
                 self.tally.failed.setdefault(index, err)
+                self.tally.failures += len(pieces)
             return
         with self._lock:
             self.tally.written[index] += sum(len(view) for _, view in pieces)

@@ -51,6 +51,12 @@ def requests(
             offset += length
 
 
+def count(rows: npt.NDArray[np.int64], *, block_bytes: int, data_bytes: int, request_bytes: int) -> int:
+    """How many requests `requests` makes of the rows."""
+    ends = np.minimum((rows[:, 0] + rows[:, 1]) * block_bytes, data_bytes)
+    return int((-((rows[:, 0] * block_bytes - ends) // request_bytes)).sum())
+
+
 def batches(requests: Iterable[Request], *, batch_bytes: int, most: int) -> Iterator[list[Request]]:
     """The requests in groups, in the same order: at most ``most`` of them and ``batch_bytes`` each, or a single one."""
     group: list[Request] = []

@@ -153,6 +153,8 @@ class _Loud(Silent):
         self._machine = machine
         self.notes: list[str] = []
 
+    def phase(self, name: str, bytes_total: int, bytes_later: int = 0, *, queue: object = None) -> None: ...
+
     def advance(self, count: int) -> None:
         self._machine.load(count)
 

@@ -85,7 +85,7 @@ def test_a_whole_copy_is_equal(disks: Disks) -> None:
     copier = Copier(disks.source(), [disks.target()], on_progress=done.append)
     copier.run(whole())
     assert disks.content() == disks.data
-    assert copier.tally == Tally([SIZE], read=SIZE)
+    assert copier.tally == Tally([SIZE], read=SIZE, requests=len(whole()))
     assert sum(done) == SIZE
 
 
@@ -120,6 +120,7 @@ def test_a_target_that_fails_is_dropped_and_the_other_is_whole(disks: Disks, how
     copier.run(whole(0b11))
     assert disks.content() == disks.data
     assert list(copier.tally.failed) == [0] and copier.tally.failed[0].errno == number
+    assert copier.tally.failures and copier.tally.requests == len(whole())
     assert copier.tally.written == [0, SIZE] and copier.tally.read == SIZE
 
 
@@ -136,6 +137,7 @@ def test_a_source_that_ends_early_is_noted_and_the_rest_is_copied(disks: Disks) 
     copier = Copier(source, [disks.target()])
     copier.run(requests)
     assert disks.content() == disks.data
+    assert copier.tally.failures == 1 and copier.tally.requests == len(requests)
     assert copier.tally.unread == [requests[-1]] and copier.tally.read == SIZE and not copier.tally.failed
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmsoft.era.blocks import BlockSet
-from dmsoft.resync.extents import Request, requests, runs, size_bytes
+from dmsoft.resync.extents import Request, count, requests, runs, size_bytes
 from dmsoft.units import MIB
 
 SECTOR = 512
@@ -45,8 +45,8 @@ def test_runs_are_the_union_cut_where_the_targets_change(sets: list[BlockSet]) -
 @given(block_sets(most=62))
 def test_any_number_of_targets_up_to_62(sets: list[BlockSet]) -> None:
     found = [0] * sets[0].nr_blocks
-    for first, count, mask in runs(sets).tolist():
-        for block in range(first, first + count):
+    for first, length, mask in runs(sets).tolist():
+        for block in range(first, first + length):
             assert found[block] == 0
             found[block] = mask
     assert found == masks(sets)
@@ -77,6 +77,7 @@ def test_requests_cover_every_stale_byte_once_for_each_target(
         part[:] = request.targets
     assert np.array_equal(found, wanted)
     assert [r.offset for r in made] == sorted(r.offset for r in made)
+    assert count(runs(sets), block_bytes=block, data_bytes=data, request_bytes=largest) == len(made)
 
 
 @given(layouts())

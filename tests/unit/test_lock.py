@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from dmsoft.errors import BusyError
 from dmsoft.mirror import lock
-from dmsoft.mirror.lock import locked
+from dmsoft.mirror.lock import Holder, locked
 
 UUID = "0123456789abcdef" * 2
 _HOLD = """
@@ -24,7 +25,7 @@ import sys
 from pathlib import Path
 from dmsoft.mirror import lock
 lock.RUN_DIR = Path(sys.argv[1])
-with lock.locked(sys.argv[2], sys.argv[3]):
+with lock.locked(sys.argv[2], sys.argv[3], verb="resync"):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -52,7 +53,9 @@ def holder(folder: Path, kind: str = "operation", uuid: str = UUID) -> Iterator[
 def test_the_holder_is_named(run_dir: Path) -> None:
     with holder(run_dir) as process:
         with (
-            pytest.raises(BusyError, match=f"mirror m is busy .*process {process.pid}") as caught,
+            pytest.raises(
+                BusyError, match=rf"m is busy with `dmsoft resync` \(process {process.pid}, since 2"
+            ) as caught,
             locked(UUID, "operation", name="m"),
         ):
             pytest.fail("two holders")
@@ -102,15 +105,60 @@ def test_released_after_an_error_and_taken_again(run_dir: Path) -> None:
 def test_the_files_are_private_and_name_their_holder(run_dir: Path) -> None:
     with locked(UUID, "operation"):
         (path,) = run_dir.iterdir()
-        assert path.name == f"{UUID}.operation.lock" and path.read_text() == f"{os.getpid()}\n"
+        assert path.name == f"{UUID}.operation.lock"
+        assert msgspec.json.decode(path.read_bytes(), type=Holder).pid == os.getpid()
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_shorter_pid_leaves_nothing_of_a_longer_one(run_dir: Path) -> None:
+def test_shorter_words_leave_nothing_of_longer_ones(run_dir: Path) -> None:
     run_dir.mkdir()
-    (run_dir / f"{UUID}.operation.lock").write_text("123456789012\n")
+    (run_dir / f"{UUID}.operation.lock").write_bytes(b"x" * 500)
     with locked(UUID, "operation"):
-        assert (run_dir / f"{UUID}.operation.lock").read_text() == f"{os.getpid()}\n"
+        assert lock.holder(UUID) is not None
+
+
+def test_who_looks_sees_the_holder_while_it_holds(run_dir: Path) -> None:
+    assert lock.holder(UUID) is None and not run_dir.exists()
+    with holder(run_dir) as process:
+        held = lock.holder(UUID)
+        assert held is not None and (held.pid, held.verb) == (process.pid, "resync")
+        assert 0 <= time.time() - held.since < 60
+        assert lock.holder(UUID, "kernel") is None
+        process.kill()
+        process.wait()
+        assert lock.holder(UUID) is None, "the words of the dead"
+
+
+def test_words_of_the_dead_are_not_those_of_the_next_holder(run_dir: Path) -> None:
+    """One that holds the lock and has not written yet."""
+    with holder(run_dir) as process:
+        process.kill()
+    fd = lock.opened(UUID, "operation")
+    with lock.tried(fd) as held:
+        assert held and lock.holder(UUID) is None
+        with pytest.raises(BusyError, match="busy with another dmsoft command"), locked(UUID, "operation", name="m"):
+            pass
+    os.close(fd)
+
+
+def test_who_looks_is_in_nobodys_way(run_dir: Path) -> None:
+    with locked(UUID, "operation"):
+        pass
+    stop = threading.Event()
+
+    def look() -> None:
+        while not stop.is_set():
+            lock.holder(UUID)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        for _ in range(300):
+            with locked(UUID, "operation"):
+                pass
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_a_link_in_place_of_the_file_is_not_followed(run_dir: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.spread import spread
+from dmsoft.mirror.at_work import RunView
 from dmsoft.mirror.missing import Missing
 from dmsoft.mirror.observe import (
     Alert,
@@ -21,7 +22,7 @@ from dmsoft.mirror.observe import (
     ViaView,
     summary,
 )
-from dmsoft.mirror.progress import Planned
+from dmsoft.mirror.progress import Meter, Planned
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
 from dmsoft.report import maps, progress, ranges, resync, stale, status
 from dmsoft.report.output import say
@@ -203,11 +204,24 @@ def test_the_time_left_is_that_of_the_whole_run(monkeypatch: pytest.MonkeyPatch)
     """What is staged has to be applied yet."""
     clock = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
-    meter = progress._Meter()
+    meter = Meter()
     meter.begin("pass 1", 10 * MIB, 10 * MIB)
     clock[0] += 5
     meter.done = 5 * MIB
     assert meter.rate == MIB and meter.seconds_left == 15
+
+
+def test_who_is_at_work_is_told_with_rate_and_time_left(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunView(
+        "resync", 4120, TIME, ("one", "two"), "pass 1", 3 * GIB, 12 * GIB, 9 * GIB, 150 * MIB, 61.4, 9216, 3072, 2
+    )
+    (mirror,) = _mirror(SecondaryView("one", "0" * 32, "/dev/x", "syncing", ViaView("direct"), "periodic")).mirrors
+    status.show(StatusView((msgspec.structs.replace(mirror, run=run),)))
+    text = " ".join(capsys.readouterr().out.split())
+    assert "resync is at work, process 4120, since 2026-11-21 10:39:27 UTC: pass 1 of one, two, 3 GiB of 12" in text
+    assert "150 MiB/s, 61 s left, 2 requests failed." in text
+    status.show(StatusView((msgspec.structs.replace(mirror, run=RunView("stop", 1, TIME)),)))
+    assert "  stop is at work, process 1, since 2026-11-21 10:39:27 UTC.\n" in capsys.readouterr().out
 
 
 def test_a_journal_is_told_under_the_table(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:

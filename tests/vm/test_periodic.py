@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dmsoft.mirror.observe import MirrorView, status
 from dmsoft.units import KIB, MIB
 from tests.vm.rig import (
     NAME,
@@ -319,8 +320,11 @@ def test_a_cancelled_resync_goes_on_later(rig: Rig) -> None:
     rig.write(9)
     start = sectors_written(rig.secondaries["one"])
 
+    seen: list[MirrorView] = []
+
     def interrupt() -> None:
         wait_until("some MiB are copied", lambda: sectors_written(rig.secondaries["one"]) > start + 10 * 2048, 60)
+        seen.extend(status(NAME).mirrors)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
@@ -329,6 +333,12 @@ def test_a_cancelled_resync_goes_on_later(rig: Rig) -> None:
     thread.join()
     assert ran.code == 1 and "cancelled" in ran.err, ran
     assert not suspended()
+    (run,) = [view.run for view in seen]
+    assert run is not None and (run.verb, run.pid, run.labels, run.phase) == ("resync", os.getpid(), ("one",), "pass 1")
+    assert run.requests_pending and run.requests_done is not None and run.requests_failed == 0
+    assert run.requests_pending + run.requests_done == 87 and run.bytes_queued
+    assert {each.label: each.state for each in seen[0].secondaries} == {"one": "syncing", "two": "stale"}
+    assert rig.status()["run"] is None
     assert not rig.secondary_header("one").sync.consistent
     rig.superset("one")
     done = rig.resync()
