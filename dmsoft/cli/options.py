@@ -60,6 +60,15 @@ class DurationType(click.ParamType[Any]):
         return value if isinstance(value, float) else parse_duration(value)
 
 
+class RateType(click.ParamType[Any]):
+    name = "rate"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from dmsoft.resync.pace import Limit
+
+        return value if isinstance(value, Limit) else Limit.parse(value)
+
+
 mode_option = click.option(
     "--mode", type=click.Choice(["periodic", "write-behind"]), default="periodic", show_default=True,
     help="periodic: copied from time to time, never in the write path. write-behind: coupled in the kernel.",
@@ -71,6 +80,10 @@ via_option = click.option(
 max_stall_option = click.option(
     "--max-stall", type=DurationType(), default=0.2, metavar="TIME",
     help="How long copying inside the final barrier may hold up writers. [default: 200ms]",
+)  # fmt: skip
+rate_option = click.option(
+    "--rate", type=RateType(), default="adaptive", show_default=True, metavar="RATE",
+    help="How fast beside others: bytes a second such as 50M, a share such as 50%, adaptive or max.",
 )  # fmt: skip
 interval_option = click.option(
     "--interval", type=DurationType(), default="5m", show_default=True, metavar="TIME",

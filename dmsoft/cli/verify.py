@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """``dmsoft verify``."""
 
+from typing import TYPE_CHECKING
+
 import click
 
-from dmsoft.cli.options import DurationType, SizeType, cancel_event, json_option
+from dmsoft.cli.options import DurationType, cancel_event, json_option, rate_option
 from dmsoft.report.output import emit
 from dmsoft.report.progress import reporter
+
+if TYPE_CHECKING:
+    from dmsoft.resync.pace import Limit
 
 
 @click.command(short_help="Compare what should be equal on the secondaries of NAME.")
 @click.argument("name")
 @click.argument("labels", nargs=-1, metavar="[LABEL]...")
-@click.option("--rate", type=SizeType(), default=None, metavar="SIZE", help="Compare no more than this a second.")
+@rate_option
 @click.option("--for", "limit", type=DurationType(), default=None, metavar="TIME",
               help="Stop after this time; the next verify goes on there.")  # fmt: skip
 @click.option("--restart", is_flag=True, help="Begin with the first block, wherever the last verify came to.")
 @click.option("--repair", is_flag=True, help="After a mismatch compare everything, and copy the primary's side.")
 @json_option
 def verify(
-    name: str, labels: tuple[str, ...], rate: int | None, limit: float | None, restart: bool, repair: bool,
+    name: str, labels: tuple[str, ...], rate: "Limit", limit: float | None, restart: bool, repair: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Compare the clean blocks of secondaries with the primary's, byte for byte.

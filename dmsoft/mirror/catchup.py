@@ -37,6 +37,7 @@ from dmsoft.mirror.spare import Spares
 from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES, CancelledError, Copier, Side, Tally
 from dmsoft.resync.extents import Request, count, requests, runs, size_bytes
 from dmsoft.resync.journal import needed
+from dmsoft.resync.throttle import Throttle
 from dmsoft.units import MIB, format_size
 
 MAX_STAGING_BYTES = 128 * MIB
@@ -45,6 +46,8 @@ _MAX_FINALS = 5
 _FIRST_RATE = 32 * MIB  # bytes a second, until one was measured
 _LOOK_SECONDS = 5.0
 _NAMED = 5
+# So much faster than blocks are written anew, the rest shrinks by a third with each pass.
+_FASTER = 1.5
 
 
 class UnreadableError(DeviceError):
@@ -60,7 +63,7 @@ class UnreadableError(DeviceError):
 @dataclass(slots=True)
 class Run:
     """One run over the ``jobs``, which are open and decided. ``max_stall`` is how long the copying inside the final
-    barrier may take, in seconds; ``direct``: no journal is used."""
+    barrier may take, in seconds; ``direct``: no journal is used; ``throttle`` paces the passes, None: it does not."""
 
     running: Running
     jobs: list[Job]
@@ -72,6 +75,7 @@ class Run:
     max_stall: float
     spares: Spares
     direct: bool = False
+    throttle: Throttle | None = None
     passes: int = 0
     stalls: list[float] = field(default_factory=list)
     rate: float = _FIRST_RATE
@@ -182,12 +186,14 @@ class Run:
         self.owe(since)
         before = None
         while True:
+            start = time.monotonic()
             self._copy_pass(era)
             self._checkpoint(era)
             if not self.alive:
                 return era
             self.owe(era)
             left = self.size(self._union())
+            self._keep_up(left, start)
             if left <= self.budget():
                 return era
             if self.passes >= _MAX_PASSES or (before is not None and left > 0.9 * before and left > MAX_STAGING_BYTES):
@@ -202,8 +208,8 @@ class Run:
         self.converged = False
         self.progress.note(
             f"{format_size(left)} were written while the last pass copied: writes outrun the copy. What was copied is "
-            f"kept, and the secondary stays stale. Run resync again when there is less load, or with a longer "
-            f"--max-stall."
+            f"kept, and the secondary stays stale. Run resync again when there is less load, with --rate max, or "
+            f"with a longer --max-stall."
         )
 
     def _copy_pass(self, until: int | None) -> None:
@@ -216,8 +222,8 @@ class Run:
         copier = Copier(
             self.source, [job.target for job in self.jobs], compare=compare, cancelled=self.cancelled,
             batch_pieces=BATCH_PIECES if self._stages() else 1, piece_bytes=self.running.block_bytes,
-            rescue=self.spares.read, on_progress=self._advance,
-            on_checkpoint=lambda offset: self._checkpoint_within(copier, until, offset),
+            read=None if self.throttle is None else self.throttle.read, rescue=self.spares.read,
+            on_progress=self._advance, on_checkpoint=lambda offset: self._look_within(copier, until, offset, start),
         )  # fmt: skip
         rows, tally = self._rows(), copier.tally
         owed = count(rows, **self._sizes)
@@ -234,7 +240,11 @@ class Run:
         finally:
             self.count(copier.tally)
         if copier.tally.read > MIB:
-            self.rate, self.measured = copier.tally.read / max(time.monotonic() - start, 1e-3), True
+            rate = copier.tally.read / max(time.monotonic() - start, 1e-3)
+            if self.throttle is None or not self.throttle.held_back:
+                self.rate, self.measured = rate, True
+            else:  # the final barrier reads as fast as it can
+                self.rate = max(self.rate, rate)
         self.settle(copier.tally)
 
     def _advance(self, size_bytes: int) -> None:
@@ -260,6 +270,17 @@ class Run:
                     f"{job.label}: more is written than its journal holds. The copy goes straight to the disk, which "
                     f"is no whole point in time until it ends."
                 )
+
+    def _look_within(self, copier: Copier, until: int | None, offset: int, start: float) -> None:
+        """Now and then within a pass that began at ``start``."""
+        self._checkpoint_within(copier, until, offset)
+        if until is not None:
+            self._keep_up(self.size(self.reader.written_since(until).blocks), start)
+
+    def _keep_up(self, written: int, start: float) -> None:
+        """So much was written since ``start`` that is to be copied again: copying has to be faster than that."""
+        if self.throttle is not None:
+            self.throttle.floor = _FASTER * written / max(time.monotonic() - start, 1e-3)
 
     def _checkpoint_within(self, copier: Copier, until: int | None, offset: int) -> None:
         if until is None or copier.tally.unread:

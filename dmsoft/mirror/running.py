@@ -2,7 +2,9 @@
 """A mirror's live side: its top and lower in the kernel, its era metadata, its data regions as open descriptors."""
 
 import contextlib
+import functools
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +26,8 @@ from dmsoft.mirror.names import Names, Node
 from dmsoft.mirror.plan import Placed, lower_linear, metadata_place, names_of, untracked_top
 from dmsoft.mirror.wayout import TrackingLostError, WayOut
 from dmsoft.resync.copy import Side
+from dmsoft.resync.pace import Limit
+from dmsoft.resync.throttle import Counters, Throttle
 
 # How long the kernel may take to digest the eras that fill the metadata.
 _DIGEST_SECONDS = 30.0
@@ -106,6 +110,12 @@ class Running:
                 f"The mirror {self.names.name} still stands on a disk that was unplugged.",
                 hint="It is back: unmount the mirror, stop it and start it again.",
             )
+
+    def throttle(self, limit: Limit, cancelled: threading.Event) -> Throttle:
+        """For reads of the primary beside whoever uses the top. All that goes through the top is theirs: dmsoft itself
+        reads and writes the disks below it."""
+        info = device(self.names.top).require()
+        return Throttle(limit, functools.partial(Counters.of, info.number), cancelled)
 
     def era_status(self, *, lock_timeout: float = 30) -> EraStatus:
         """Status of the top under the kernel lock: asked of a suspended era device it would never return.

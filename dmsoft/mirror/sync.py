@@ -23,6 +23,7 @@ from dmsoft.mirror.spare import Spares
 from dmsoft.mirror.start import uuid_of
 from dmsoft.resync.extents import runs
 from dmsoft.resync.journal import needed
+from dmsoft.resync.pace import ADAPTIVE, Limit
 
 DEFAULT_MAX_STALL = 0.2
 
@@ -61,7 +62,8 @@ class Outcome(msgspec.Struct, frozen=True):
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the caller wants: ``labels`` empty means every secondary that is here. ``max_stall`` in seconds; ``direct``:
-    no journal is used; ``leaving``: those named are to be unplugged, so they are not coupled afterwards."""
+    no journal is used; ``leaving``: those named are to be unplugged, so they are not coupled afterwards; ``rate``: how
+    fast the primary is read while others use it."""
 
     name: str
     labels: tuple[str, ...] = ()
@@ -69,6 +71,7 @@ class Request:
     dry_run: bool = False
     direct: bool = False
     leaving: bool = False
+    rate: Limit = ADAPTIVE
 
     def couples(self, record: MemberRecord) -> bool:
         """Whether the secondary is to be written behind by the kernel at the end."""
@@ -187,9 +190,10 @@ def _run(
 ) -> Run:  # fmt: skip
     stack.enter_context(running.writing())
     source = stack.enter_context(running.primary_side())
+    throttle = running.throttle(wanted.rate, cancelled)
     if running.payload.tracker.doubt is not None:
         nobody = Spares(running, None, lambda _: jobs[0].owed)  # not opened: without tracking no block is clean
-        run = Run(running, jobs, guard, None, source, progress, cancelled, wanted.max_stall, nobody, True)
+        run = Run(running, jobs, guard, None, source, progress, cancelled, wanted.max_stall, nobody, True, throttle)
         run.compare_untracked()
         _note_untracked(running, jobs)
         return run
@@ -199,7 +203,7 @@ def _run(
     spares = Spares(running, running.current_era(), lambda era: reader.written_since(era).blocks)
     run = Run(
         running, jobs, guard, reader, source, progress, cancelled, wanted.max_stall, stack.enter_context(spares),
-        wanted.direct,
+        wanted.direct, throttle,
     )  # fmt: skip
     if rates:
         run.rate = float(min(rates))

@@ -28,6 +28,8 @@ from dmsoft.mirror.start import uuid_of
 from dmsoft.mirror.times import now
 from dmsoft.resync.copy import REQUEST_BYTES, Copier, Piece, Side, aligned_buffer, read_all
 from dmsoft.resync.extents import requests, runs, size_bytes
+from dmsoft.resync.pace import ADAPTIVE, Limit
+from dmsoft.resync.throttle import Throttle
 from dmsoft.units import MIB
 
 # How much is compared between two looks at the stale set, and the clock.
@@ -71,13 +73,13 @@ class Verified(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What to verify: ``labels`` empty means every secondary that is here. ``rate``: bytes a second at most; ``limit``:
-    seconds after which it stops and goes on next time; ``restart``: from the first block; ``repair``: copy the
-    primary's side afterwards."""
+    """What to verify: ``labels`` empty means every secondary that is here. ``rate``: how fast, beside others;
+    ``limit``: seconds after which it stops and goes on next time; ``restart``: from the first block; ``repair``: copy
+    the primary's side afterwards."""
 
     name: str
     labels: tuple[str, ...] = ()
-    rate: int | None = None
+    rate: Limit = ADAPTIVE
     limit: float | None = None
     restart: bool = False
     repair: bool = False
@@ -114,7 +116,8 @@ def _verify_one(
             guard_of(running, coupled=False) as guard, running.primary_side() as source, running.era_reader() as reader
         ):  # fmt: skip
             first = 0 if wanted.restart else record.verify_next
-            found = Round(running, each, source, reader, guard, progress, cancelled, wanted.rate, first)
+            throttle = running.throttle(wanted.rate, cancelled)
+            found = Round(running, each, source, reader, guard, progress, cancelled, throttle, first)
             deadline = None if wanted.limit is None else start + wanted.limit
             try:
                 found.run(deadline)
@@ -137,7 +140,7 @@ class Round:
     guard: Guard
     progress: Progress
     cancelled: threading.Event
-    rate: int | None
+    throttle: Throttle
     next_block: int
     blocks: int = 0
     bytes: int = 0
@@ -146,9 +149,6 @@ class Round:
     _buffers: tuple[memoryview, memoryview] = field(
         default_factory=lambda: (aligned_buffer(REQUEST_BYTES), aligned_buffer(REQUEST_BYTES))
     )
-    _began: float = field(default_factory=time.monotonic)
-    _moved: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, deadline: float | None) -> None:
         """To the end of the device, or past ``deadline``. Raises `CancelledError`, `DeviceError`."""
@@ -177,7 +177,7 @@ class Round:
         witness = Witness(self.job.side.fd, self.job.side.offset)
         copier = Copier(
             self.source, [witness], compare=1, cancelled=self.cancelled, piece_bytes=self.running.block_bytes,
-            on_progress=self._advance,
+            read=self.throttle.read, on_progress=self.progress.advance,
         )  # fmt: skip
         copier.run(
             requests(
@@ -232,15 +232,6 @@ class Round:
 
     def _size(self, blocks: BlockSet) -> int:
         return size_bytes(blocks, block_bytes=self.running.block_bytes, data_bytes=self.running.data.length)
-
-    def _advance(self, count: int) -> None:
-        """Called from the threads of the copier: who is ahead of the rate waits."""
-        self.progress.advance(count)
-        if self.rate:
-            with self._lock:
-                self._moved += count
-                due = self._began + self._moved / self.rate
-            self.cancelled.wait(max(0.0, due - time.monotonic()))
 
 
 class Witness(Side):

@@ -90,8 +90,9 @@ class Copier:
     ``compare``: a bit for each target that is read first and written only where it differs; it must be a `Side`.
     ``batch_pieces``: how many small requests are gathered before they are written. ``piece_bytes``: in what units a
     request that cannot be read is tried again; ``rescue`` fills a buffer from elsewhere then and returns whether it
-    could. ``on_progress`` is called from the threads with the source bytes each batch has dealt with, and
-    ``on_checkpoint`` from the caller's now and then with an offset below which everything is copied.
+    could. ``read`` reads the source, when it may. ``on_progress`` is called from the threads with the source bytes each
+    batch has dealt with, and ``on_checkpoint`` from the caller's now and then with an offset below which everything is
+    copied.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Copier:
         batch_pieces: int = 1,
         piece_bytes: int = REQUEST_BYTES,
         cancelled: threading.Event | None = None,
+        read: Callable[[Side, memoryview, int], None] | None = None,
         rescue: Callable[[int, memoryview], bool] = lambda _offset, _view: False,
         on_progress: Callable[[int], None] = lambda _: None,
         on_checkpoint: Callable[[int], None] | None = None,
@@ -111,6 +113,7 @@ class Copier:
         self.compare = compare
         self.batch_pieces, self.piece_bytes = batch_pieces, piece_bytes
         self.cancelled = cancelled or threading.Event()
+        self.read = read or read_all
         self.rescue, self.on_progress, self.on_checkpoint = rescue, on_progress, on_checkpoint
         self.tally = Tally.of(len(self.targets))
         self._lock = threading.Lock()
@@ -193,7 +196,7 @@ class Copier:
     def _read(self, request: Request, data: memoryview) -> list[tuple[Request, memoryview]]:
         """The request and its bytes; if it cannot be read, those pieces of it that can be had."""
         try:
-            read_all(self.source, data, request.offset)
+            self.read(self.source, data, request.offset)
             return [(request, data)]
         except OSError:
             pass

@@ -23,12 +23,14 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 class Image:
     """A raw image file behind one virtio disk, found in the guest at ``/dev/disk/by-id/virtio-SERIAL``.
 
-    Every request to it is also written to ``log``, for `tests.harness.writelog`.
+    Every request to it is also written to ``log``, for `tests.harness.writelog`. ``speed``: bytes a second at most, 0
+    for no limit.
     """
 
     path: Path
     serial: str
     log: Path | None = None
+    speed: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ def arguments(hardware: Hardware, ports: dict[str, int]) -> list[str]:
         argv += ["-chardev", f"socket,id={name},fd={descriptor}"]
         argv += ["-device", f"virtserialport,name=dmsoft.{name},chardev={name}"]
     for number, image in enumerate(hardware.images):
-        argv += ["-blockdev", json.dumps(_blockdev(image, f"disk{number}"))]
+        if image.speed:
+            argv += ["-object", f"throttle-group,id=limit{number},x-bps-total={image.speed}"]
+        argv += ["-blockdev", json.dumps(_blockdev(image, number))]
         argv += ["-device", f"virtio-blk-pci,drive=disk{number},serial={image.serial}"]
     return argv
 
@@ -100,7 +104,16 @@ def _kernel_command_line(hardware: Hardware) -> list[str]:
     return words
 
 
-def _blockdev(image: Image, node: str) -> dict[str, object]:
+def _blockdev(image: Image, number: int) -> dict[str, object]:
+    """The disk as QEMU is to open it, limited in its speed if that is wished."""
+    node = f"disk{number}"
+    if not image.speed:
+        return _opened(image, node)
+    below = _opened(image, f"{node}-file")
+    return {"driver": "throttle", "node-name": node, "throttle-group": f"limit{number}", "file": below}
+
+
+def _opened(image: Image, node: str) -> dict[str, object]:
     """Host page cache with flushes honoured (QEMU's writeback), and discards passed through to the sparse file."""
     file = {"driver": "file", "filename": str(image.path), "aio": "threads", "discard": "unmap"}
     if image.log is None:

@@ -38,13 +38,15 @@ class Outcome(enum.Enum):
 class Disk:
     """A disk of the guest: an empty sparse one of ``size`` bytes for this run, or the file ``path``, which stays.
 
-    ``log`` names a file that is to hold every request to the disk afterwards, see `tests.harness.writelog`.
+    ``log`` names a file that is to hold every request to the disk afterwards, see `tests.harness.writelog`. ``speed``:
+    bytes a second that it moves at most, 0 for as many as it can.
     """
 
     serial: str
     size: int = 0
     path: Path | None = None
     log: Path | None = None
+    speed: int = 0
 
 
 @dataclass(frozen=True)
@@ -190,7 +192,7 @@ class Machine:
             raise HarnessError(f"{path} is not a file")
         if disk.log is not None:
             disk.log.write_bytes(b"")
-        return qemu.Image(path.absolute(), disk.serial, disk.log and disk.log.absolute())
+        return qemu.Image(path.absolute(), disk.serial, disk.log and disk.log.absolute(), disk.speed)
 
     def console(self) -> str:
         return self._console.read_bytes().decode(errors="replace") if self._console.exists() else ""

@@ -2,6 +2,7 @@
 """The parts of the harness that decide, without a VM."""
 
 import argparse
+import json
 import lzma
 import re
 import struct
@@ -179,6 +180,15 @@ def test_paths_with_commas_reach_qemu_whole() -> None:
     assert '"filename": "/tmp/odd, name"' in argv[argv.index("-blockdev") + 1]
     assert "virtio-blk-pci,drive=disk0,serial=s0" in argv
     assert "socket,id=control,fd=7" in argv
+
+
+def test_a_disk_can_have_a_speed() -> None:
+    image = qemu.Image(Path("/images/slow"), "p0", speed=1000)
+    argv = qemu.arguments(hardware(images=(image,)), {"control": 7})
+    assert "throttle-group,id=limit0,x-bps-total=1000" in argv
+    node = json.loads(argv[argv.index("-blockdev") + 1])
+    assert (node["driver"], node["node-name"], node["throttle-group"]) == ("throttle", "disk0", "limit0")
+    assert node["file"]["file"]["filename"] == "/images/slow"
 
 
 def test_a_kernel_of_the_cache_brings_its_modules() -> None:

@@ -329,7 +329,7 @@ def test_a_cancelled_resync_goes_on_later(rig: Rig) -> None:
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    ran = dmsoft("resync", NAME, "one")
+    ran = dmsoft("resync", NAME, "one", "--rate", "5M")
     thread.join()
     assert ran.code == 1 and "cancelled" in ran.err, ran
     assert not suspended()

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How fast a copy may read the primary: what the user asked for, and what the primary's own load leaves. Pure.
+
+*max* never waits. A rate is bytes a second, evenly. A share is that part of the time. *adaptive* holds back only while
+somebody else uses the primary: it stops for a moment, to learn how long their requests take when nothing is copied,
+then gives them that and little more, and goes as fast as that allows. It never goes below the rate at which the copy
+gets to an end.
+"""
+
+import math
+import re
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from dmsoft.errors import DmsoftError, UsageError
+from dmsoft.units import KIB, MIB, format_size, parse_size
+
+Kind = Literal["max", "rate", "share", "adaptive"]
+
+# A share of the time opens and shuts so often.
+SHARE_SECONDS = 2.0
+LEAST_RATE = MIB
+# Others may take so much longer than without the copy on the average, and a little more where that says little; twice
+# as long is too long at once.
+_TOLERANCE, _CHANCE, _ALARM = 0.15, 1.5, 2.0
+_STEP_SECONDS, _STEP_REQUESTS, _STEP_AT_MOST = 0.2, 150, 1.0
+_ALARM_REQUESTS = 16
+# What a rate becomes after a step: when it was too fast; when it is far from what was too fast last; near that, after a
+# long calm.
+_BACK, _ON, _FEEL = 0.7, 1.25, 1.05
+_NEAR = 0.85
+_CALM_SECONDS = 20.0
+_PROBE_REQUESTS, _PROBE_SECONDS, _FIRST_PROBE_SECONDS = 150, 0.4, 1.0
+_PROBE_EVERY = 20.0
+_NEW_SHARE = 0.25
+_IDLE_SECONDS = 1.0
+# So many requests within that time, or one that does not end: somebody uses the primary.
+_USED_REQUESTS, _USED_SECONDS = 10, 1.0
+_FIRST_SHARE = 0.25
+_PERCENT = re.compile(r"(\d{1,3})\s*%")
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What the user asks for. ``value``: bytes a second of a rate, 0 to 1 of a share."""
+
+    kind: Kind = "adaptive"
+    value: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> "Limit":
+        """*max*, *adaptive*, a percentage, or a size, which is meant a second; raises `UsageError`."""
+        word = text.strip().lower()
+        if word == "max":
+            return cls("max")
+        if word == "adaptive":
+            return cls("adaptive")
+        share = _PERCENT.fullmatch(word)
+        if share is not None and 1 <= int(share[1]) <= 100:
+            return cls("share", int(share[1]) / 100)
+        try:
+            rate = parse_size(word.removesuffix("/s"))
+        except DmsoftError:
+            rate = 0
+        if rate < 4 * KIB:
+            raise UsageError(
+                f"'{text}' is not a rate.",
+                hint="Write bytes a second such as 50M (4K at least), a share such as 50%, adaptive or max.",
+            )
+        return cls("rate", rate)
+
+    def __str__(self) -> str:
+        if self.kind == "rate":
+            return f"{format_size(int(self.value))}/s"
+        return f"{self.value:.0%}" if self.kind == "share" else self.kind
+
+
+ADAPTIVE = Limit()
+
+
+@dataclass(slots=True)
+class Bucket:
+    """Spreads bytes evenly over time; what was not used is not saved up for later."""
+
+    free_at: float = 0.0
+
+    def wait(self, size_bytes: int, rate: float, now: float) -> float:
+        """Take so many bytes at that rate; returns the seconds to wait before they are read."""
+        start = max(self.free_at, now)
+        self.free_at = start + size_bytes / rate
+        return start - now
+
+
+def shut(share: float, since: float, now: float) -> float:
+    """Seconds until a share of the time begins again, 0 within it; counted from ``since``."""
+    at = (now - since) % SHARE_SECONDS
+    return 0.0 if at < share * SHARE_SECONDS else SHARE_SECONDS - at
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What others did within so many seconds: requests that ended, how long these took in all, and how many are on
+    their way; and the bytes that the copy read."""
+
+    seconds: float
+    requests: int
+    waited: float
+    in_flight: int
+    copied: int = 0
+
+    def __add__(self, later: "Seen") -> "Seen":
+        return Seen(
+            self.seconds + later.seconds, self.requests + later.requests, self.waited + later.waited, later.in_flight,
+            self.copied + later.copied,
+        )  # fmt: skip
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.requests or self.in_flight)
+
+    @property
+    def latency(self) -> float:
+        """Mean seconds of a request; what is on its way without any that ended has taken at least this long."""
+        return self.waited / self.requests if self.requests else self.seconds
+
+
+NOTHING = Seen(0.0, 0, 0.0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Adaptive:
+    """The state of the controller. ``rate``: bytes a second, None while nothing is held back, and 0 while it listens to
+    what the others' requests take without the copy, which becomes ``usual``."""
+
+    rate: float | None = None
+    usual: float | None = None
+    _heard: Seen = NOTHING
+    _quiet: float = 0.0
+    _since_probe: float = 0.0
+    _resume_at: float = LEAST_RATE
+    _too_fast: float | None = None
+    _calm: float = 0.0
+
+    def after(self, seen: Seen, floor: float = LEAST_RATE) -> "Adaptive":
+        """The state after another look; ``floor``: the least rate that gets the copy to an end."""
+        floor = max(floor, LEAST_RATE)
+        quiet = 0.0 if seen.busy else self._quiet + seen.seconds
+        if quiet >= _IDLE_SECONDS:
+            return Adaptive()
+        now = replace(self, _quiet=quiet, _since_probe=self._since_probe + seen.seconds)
+        if self.rate is None:
+            return now._free(self._heard + seen, floor)
+        if self.rate == 0:
+            return now._listen(seen, floor)
+        return now._steer(self._heard + seen, floor)
+
+    def _free(self, heard: Seen, floor: float) -> "Adaptive":
+        """Nothing is held back for the sake of a few requests a second."""
+        stuck = heard.in_flight and not heard.requests and heard.seconds >= _USED_SECONDS
+        if stuck or heard.requests >= _USED_REQUESTS:
+            return self._probe(max(floor, _FIRST_SHARE * heard.copied / heard.seconds))
+        return replace(self, _heard=heard if heard.seconds < _USED_SECONDS else NOTHING)
+
+    def _probe(self, resume_at: float) -> "Adaptive":
+        return replace(self, rate=0.0, _heard=NOTHING, _resume_at=resume_at, _since_probe=0.0)
+
+    def _listen(self, seen: Seen, floor: float) -> "Adaptive":
+        # What ended in the first look had begun while something was copied.
+        heard = self._heard + seen if self._since_probe > seen.seconds else replace(NOTHING, seconds=seen.seconds)
+        most = _FIRST_PROBE_SECONDS if self.usual is None else _PROBE_SECONDS
+        if heard.requests < _PROBE_REQUESTS and heard.seconds < most:
+            return replace(self, _heard=heard)
+        usual = self.usual
+        if heard.requests:
+            usual = heard.latency if usual is None else usual + _NEW_SHARE * (heard.latency - usual)
+        return replace(self, rate=max(floor, self._resume_at), usual=usual, _heard=NOTHING)
+
+    def _steer(self, heard: Seen, floor: float) -> "Adaptive":
+        rate = self.rate or floor
+        slower = heard.latency / self.usual if self.usual else math.inf
+        few = heard.requests < _STEP_REQUESTS and heard.seconds < _STEP_AT_MOST
+        stuck = not heard.requests and heard.in_flight > 0 and heard.seconds >= _STEP_SECONDS
+        alarm = (stuck or heard.requests >= _ALARM_REQUESTS) and slower > _ALARM
+        if not alarm and (heard.seconds < _STEP_SECONDS or few):
+            return replace(self, rate=max(floor, rate), _heard=heard)
+        if heard.busy and slower > 1 + _TOLERANCE + _CHANCE / math.sqrt(max(1, heard.requests)):
+            now = replace(self, rate=max(floor, _BACK * rate), _too_fast=rate, _calm=0.0, _heard=NOTHING)
+        else:
+            rate = max(rate, min(self._raised(rate), 2 * heard.copied / heard.seconds))
+            known = self._too_fast if self._too_fast is not None and rate <= self._too_fast else None
+            calm = self._calm + heard.seconds
+            now = replace(self, rate=max(floor, rate), _too_fast=known, _calm=calm, _heard=NOTHING)
+        return now._probe(now.rate or floor) if self._since_probe >= _PROBE_EVERY else now
+
+    def _raised(self, rate: float) -> float:
+        """A rate for the next step. Near the one that was too fast it waits: each time that it goes beyond, everybody
+        has to wait for what has gathered."""
+        if self._too_fast is None:
+            return _ON * rate
+        near = _NEAR * self._too_fast
+        if rate < near:
+            return min(_ON * rate, near)
+        return _FEEL * rate if self._calm >= _CALM_SECONDS else rate
