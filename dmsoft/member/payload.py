@@ -79,7 +79,8 @@ class Sync(Value, frozen=True):
     ``era`` None: never copied, copy everything. ``token`` is of the last run that wrote to the data region.
     ``doubt``: why nothing is known any more, so that every block is compared; it never goes back to None except at the
     end of a resync. ``consistent`` False: a copy is or was under way straight into the data region, so the disk is no
-    whole point in time. ``partial`` says what it got beyond ``era`` from a run that was cut off.
+    whole point in time. ``partial`` says what it got beyond ``era`` from a run that was cut off; beside a
+    doubt, from the compare that just this doubt asks for.
     """
 
     era: EraNumber | None = None
@@ -89,6 +90,10 @@ class Sync(Value, frozen=True):
     consistent_as_of: Time | None = None
     doubt: Reason | None = None
     partial: Partial | None = None
+
+    def doubted(self, reason: str) -> Self:
+        """The same for ``reason`` in doubt. How far a compare came that an earlier doubt asked for counts no more."""
+        return self.replace(doubt=reason[:200], partial=None)
 
 
 class Tracker(Value, frozen=True):

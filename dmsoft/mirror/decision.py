@@ -45,7 +45,7 @@ def decide(primary: Primary, record: MemberRecord, secondary: Secondary, current
     if doubt is None and not resumed:
         doubt = record.sync.doubt
     if doubt is not None:
-        return Decision("compare", f"nothing is known of it for sure: {doubt}")
+        return _doubted(primary, record, secondary.sync, current_era, doubt)
     era, partial = secondary.sync.era, secondary.sync.partial
     if era is None and partial is None:
         return Decision("full", "it was never copied")
@@ -58,6 +58,16 @@ def decide(primary: Primary, record: MemberRecord, secondary: Secondary, current
         return Decision("compare", mismatch)
     more = "" if partial is None else ", and part of the rest from a run that was cut off"
     return Decision("incremental", f"it holds everything written before era {era}{more}", era, partial)
+
+
+def _doubted(primary: Primary, record: MemberRecord, sync: Sync, current_era: int | None, doubt: str) -> Decision:
+    """A compare; how far one came counts for the doubt that asked for it, which the header has beside it."""
+    reason = f"nothing is known of it for sure: {doubt}"
+    if sync.partial is None or sync.era is not None or doubt != sync.doubt:
+        return Decision("compare", reason)
+    if _untracked(primary) is not None or _mismatch(primary, record, sync, current_era) is not None:
+        return Decision("compare", reason)
+    return Decision("compare", f"{reason}; the compare that was cut off goes on", None, sync.partial)
 
 
 def go_on(

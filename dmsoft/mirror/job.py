@@ -133,27 +133,27 @@ class Job:
         comes nothing that was not believed: neither an S in doubt nor what an earlier run is said to have done."""
         sync, decision = self.payload.sync, self.decision
         if decision.kind == "compare" and sync.doubt is None:
-            sync = sync.replace(doubt=decision.reason[:200])
-        elif decision.kind == "full":
+            sync = sync.doubted(decision.reason)
+        elif decision.kind != "incremental":
             sync = sync.replace(partial=decision.partial)
         return sync.replace(token=self.token, consistent=False, consistent_as_of=None)
 
     def doubt(self, reason: str) -> None:
         """Withdraw everything the disk promised; the next resync compares every block."""
-        self._withdraw(self.payload.replace(sync=self.payload.sync.replace(doubt=reason[:200])))
+        self._withdraw(self.payload.replace(sync=self.payload.sync.doubted(reason)))
 
     def copied_untracked(self, reason: str) -> None:
         """Flush the disk, then let its header say that all was copied while nothing was tracked, for which nothing can
         be promised but that a compare is enough from now on."""
         flush(self.disk, f"The secondary {self.label}")
-        sync = self.payload.sync.replace(era=self.payload.sync.era or 0, doubt=reason[:200], partial=None)
+        sync = self.payload.sync.replace(era=self.payload.sync.era or 0).doubted(reason)
         self._withdraw(self.payload.replace(sync=sync))
 
     def checkpoint(self, until: int, below: int, tracker: str) -> None:
         """Of what is owed in this pass everything before block ``below`` is copied, as it was before era ``until`` or
         later: make that durable, so that a run cut off goes on there."""
         era, partial = self.held
-        if self.decision.kind == "compare" or below <= (partial.below if partial else 0):
+        if below <= (partial.below if partial else 0):
             return
         self.held = (era, Partial(until, below))
         self._keep(tracker)
@@ -185,7 +185,8 @@ class Job:
     def _keep(self, tracker: str) -> None:
         """Make durable what is held, in the header or in the record of the journal."""
         era, partial = self.held
-        sync = Sync(era=era, tracker=tracker, token=self.token, partial=partial)
+        doubt = self.payload.sync.doubt if era is None else None  # of a compare it stays until all is compared
+        sync = Sync(era=era, tracker=tracker, token=self.token, doubt=doubt, partial=partial)
         if self.journal is not None:
             self.journal.save(self.header, sync, committed=False)
         else:
@@ -231,7 +232,8 @@ def opened(
         staged = None
         with contextlib.suppress(JournalDamagedError):  # the gate has dealt with that
             staged = recovery.found(disk, found, job.key)
-        if job.decision.since is not None and (staged is None or not staged.committed):
+        goes_on = job.decision.since is not None or job.decision.partial is not None
+        if goes_on and (staged is None or not staged.committed):
             _sample(running, job, dry_run=dry_run)
         if staged is not None and job.decision.kind == "incremental":
             _go_on(running, record, job, staged, current_era, direct=direct or job.attach)

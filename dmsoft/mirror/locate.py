@@ -200,7 +200,7 @@ class Assembly:
 
 def doubted(payload: Secondary, reason: str | None) -> Secondary:
     """The header as it has to be understood when ``reason`` casts doubt on it."""
-    return payload if reason is None else payload.replace(sync=payload.sync.replace(doubt=reason[:200]))
+    return payload if reason is None else payload.replace(sync=payload.sync.doubted(reason))
 
 
 def primary_of(name: str, seen: Census) -> Member:

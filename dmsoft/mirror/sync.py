@@ -227,7 +227,9 @@ def _note_pending(running: Running, jobs: Sequence[Job]) -> None:
             raise NotFoundError(f"{running.names.name} has no secondary {each.label}.")
         believed = each.decision.kind == "incremental"
         confirmed = each.payload.sync.token if believed else record.token_confirmed
-        sync = each.payload.sync.replace(doubt=each.payload.sync.doubt or record.sync.doubt)
+        sync = each.payload.sync
+        if sync.doubt is None and record.sync.doubt is not None:
+            sync = sync.doubted(record.sync.doubt)
         payload = payload.with_member(
             record.replace(
                 token_pending=each.token, token_confirmed=confirmed, sync=sync, away_since=None,

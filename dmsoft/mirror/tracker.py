@@ -60,7 +60,7 @@ def revoked(primary: Primary, reason: str, *, tracked: bool) -> Primary:
 
 def doubted(record: MemberRecord, reason: str) -> MemberRecord:
     """The record of a secondary that is unknown now: no token counts. One never copied has nothing to doubt."""
-    sync = record.sync if record.sync.era is None else record.sync.replace(doubt=reason[:200])
+    sync = record.sync if record.sync.era is None else record.sync.doubted(reason)
     return record.replace(sync=sync, token_pending=None, token_confirmed=None)
 
 

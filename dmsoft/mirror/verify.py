@@ -271,7 +271,7 @@ def _remember(running: Running, each: Job, found: Round) -> None:
     doubt = each.payload.sync.doubt
     record = record.replace(
         verify_next=found.next_block, verified_at=now() if found.complete and doubt is None else record.verified_at,
-        sync=record.sync if doubt is None else record.sync.replace(doubt=doubt),
+        sync=record.sync if doubt is None else record.sync.doubted(doubt),
     )  # fmt: skip
     with running.writing():
         running.grant(running.payload.with_member(record))

@@ -249,6 +249,65 @@ def test_a_cancelled_run_keeps_what_it_did(machine: Machine, monkeypatch: pytest
         assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
 
 
+def test_a_compare_goes_on_where_it_was_cut_off(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not one that another doubt asked for, and not in another life of the tracking."""
+    monkeypatch.setattr(catchup, "REQUEST_BYTES", BLOCK)
+    machine.run()
+    machine.record = machine.record.replace(token_confirmed="9" * 32)
+    for block in (2, 30):
+        machine.secondary.pwrite(bytes(BLOCK), header.HEADER_BYTES + JOURNAL + block * BLOCK)
+    count = iter(range(1000))
+    with monkeypatch.context() as patched:
+        patched.setattr(machine, "load", lambda _=0: machine.cancelled.set() if next(count) == 9 else None)
+        with pytest.raises(CancelledError):
+            machine.run()
+    machine.write(1)
+    job = machine.check()
+    partial = job.decision.partial
+    assert job.decision.kind == "compare" and partial is not None and 0 < partial.below < BLOCKS
+    assert {block for block in range(BLOCKS) if block in job.owed} == {1, *range(partial.below, BLOCKS)}
+    assert job.payload.sync.doubt is not None and job.payload.sync.era is None
+
+    assert decide(machine.top, machine.record, job.payload, None).partial is None
+    revoked = tracker.revoked(machine.top, "trouble", tracked=True)
+    assert decide(revoked, machine.record, job.payload, machine.era).partial is None
+    doubted = job.payload.replace(sync=job.payload.sync.doubted("something else"))
+    assert decide(machine.top, machine.record, doubted, machine.era).partial is None
+
+    before = machine.secondary.image()
+    run = machine.run()
+    assert run.jobs[0].written <= 3 * BLOCK and differing(data_of(before), data_of(machine.secondary.image()))
+    assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
+    assert machine.open().decision.kind == "incremental"
+
+
+def test_compares_that_are_killed_at_any_step(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each with differences that nothing but the compare can find."""
+    machine = Machine(tmp_path, seed)
+    for module in (catchup, final):
+        monkeypatch.setattr(module, "barrier", machine.barrier)
+    monkeypatch.setattr(catchup, "REQUEST_BYTES", BLOCK)
+    monkeypatch.setattr(copy, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(steps, "watch", None)
+    chance, went_on = machine.chance, 0
+    with contextlib.closing(machine):
+        machine.run()
+        for _ in range(12):
+            machine.open().doubt(f"doubt {chance.random()}")
+            for block in chance.sample(range(BLOCKS), 8):
+                machine.secondary.pwrite(chance.randbytes(BLOCK), header.HEADER_BYTES + JOURNAL + block * BLOCK)
+            machine.busy = chance.choice([0, 0.3])
+            for _ in range(3):
+                kill_after(chance.randrange(2, 40))
+                with contextlib.suppress(KilledError):
+                    machine.run()
+                machine.busy, steps.watch = 0, None
+                went_on += machine.check().decision.partial is not None
+            machine.run()
+            assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
+    assert went_on >= 3
+
+
 def test_what_outgrows_the_journal_goes_direct_and_ends_whole(machine: Machine) -> None:
     machine.run()
     machine.write(*range(12))

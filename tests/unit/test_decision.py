@@ -53,7 +53,6 @@ def test_a_run_that_was_cut_off_is_gone_on_with() -> None:
         ({}, {"confirmed": OTHER}),
         ({"partial": Partial(ERA + 1, 10)}, {}),
         ({}, {"era": None}),
-        ({"doubt": "x"}, {}),
     ],
 )
 def test_what_a_run_has_done_counts_only_as_s_does(sync: dict[str, object], changes: dict[str, object]) -> None:
@@ -61,7 +60,22 @@ def test_what_a_run_has_done_counts_only_as_s_does(sync: dict[str, object], chan
     for era in (5, None):
         found = of(SYNCED.replace(**({"era": era, "partial": Partial(6, 10)} | sync)), **changes)
         assert found.partial is None and found.since is None
-        assert found.kind == ("compare" if era or "doubt" in sync else "full")
+        assert found.kind == ("compare" if era else "full")
+
+
+def test_what_a_compare_has_done_counts_for_the_doubt_that_asked_for_it() -> None:
+    left = SYNCED.replace(era=None, doubt="x", partial=Partial(6, 10))
+    assert (of(left).kind, of(left).since, of(left).partial) == ("compare", None, Partial(6, 10))
+    nothing: list[tuple[dict[str, object], dict[str, object]]] = [
+        ({"tracker": OTHER}, {}), ({"token": None}, {}), ({"era": 5}, {}), ({}, {"confirmed": OTHER}),
+        ({"partial": Partial(ERA + 1, 10)}, {}), ({}, {"era": None}),
+    ]  # fmt: skip
+    for sync, changes in nothing:
+        found = of(left.replace(**sync), **changes)
+        assert (found.kind, found.partial) == ("compare", None)
+    assert of(left.doubted("y")).partial is None
+    assert of(left.replace(doubt=None), noted=left).kind == "compare"
+    assert of(left.replace(doubt=None), noted=left).partial is None
 
 
 def test_a_journal_is_gone_on_with_only_if_its_run_is_the_last_that_the_primary_began() -> None:
@@ -179,7 +193,8 @@ def test_an_incremental_answer_stands_on_every_witness(
     assert (found.since is not None) == (found.kind == "incremental")
     if found.partial is not None:
         assert found.partial == disk.sync.partial and era is not None and found.partial.until <= era
-        assert disk.sync.tracker == top.tracker.id and disk.sync.doubt is None
+        assert disk.sync.tracker == top.tracker.id
+        assert (disk.sync.doubt is not None) == (found.kind == "compare")
         assert disk.sync.token is not None and disk.sync.token in (mine.token_pending, mine.token_confirmed)
     if found.kind == "incremental":
         assert disk.sync.doubt is None
@@ -196,7 +211,7 @@ def test_a_new_doubt_never_makes_the_answer_smaller(
     case: tuple[Primary, MemberRecord, Secondary, int | None], reason: str
 ) -> None:
     top, mine, disk, era = case
-    doubted = disk.replace(sync=disk.sync.replace(doubt=reason))
+    doubted = disk.replace(sync=disk.sync.doubted(reason))
     before, after = decide(top, mine, disk, era), decide(top, mine, doubted, era)
     assert after.since is None
     assert after.kind == "compare" or KINDS.index(after.kind) >= KINDS.index(before.kind)
