@@ -61,6 +61,33 @@ def prepared(running: Running, labels: Sequence[str]) -> Iterator[Attachment]:
                 dismantle(made)
 
 
+def renew(running: Running, guard: Guard) -> float:
+    """Put a new raid1 with the same legs in place of the one that runs: every write behind has ended by then, and later
+    ones go on being sent in order, which a mere suspend and resume of the old one would end.
+
+    Returns how long I/O waited, in seconds. Only inside `Running.writing`. Raises `BacklogError`,
+    `PrimaryDroppedError`, `DeviceError`, and `BusyError` while two old ones are still being taken down.
+    """
+    names = running.names
+    labels = lower.attached_labels(names, [record.label for record in running.payload.members])
+    slot_set = free_slot_set(running)
+    *parts, top = raid(running.assembly.primary, labels, slot_set)
+    for label in labels:
+        backlog.settle(names, label)
+    try:
+        ensure(parts)
+        _zero_slots(running, slot_set, len(labels) + 1)
+        stall = lower.swap(names, guard, top.table)
+    finally:
+        lower.tidy(names)
+    if not lower.is_raid(names):
+        raise DeviceError(
+            f"The secondaries of {names.name} had to be uncoupled: writes behind did not end in time.",
+            hint="Run the command again: it catches them up and couples them again.",
+        )
+    return stall
+
+
 def claim(running: Running, label: str) -> None:
     """Have the kernel hold a present secondary's disk for us: its leg, or what lies under a writecache leg.
 

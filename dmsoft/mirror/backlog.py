@@ -44,7 +44,7 @@ def shrink(names: Names, labels: Sequence[str], guard: Guard) -> list[str]:
     """
     changed = [label for label in labels if _let_go(names, names.leg(label), guard)]
     for label in labels:
-        _settle(names, label)
+        settle(names, label)
     return changed
 
 
@@ -81,7 +81,8 @@ def _direct(target: object, length: Sectors) -> Table:
     return single(length, Linear(way.device, way.offset))
 
 
-def _settle(names: Names, label: str) -> None:
+def settle(names: Names, label: str) -> None:
+    """Give one leg a while until little is under way on it. Raises `BacklogError`."""
     deadline = time.monotonic() + _PATIENCE_SECONDS
     node = names.leg(label)
     while (left := expected(lambda: requests(node), time.sleep)) > _SHORT_SECONDS:

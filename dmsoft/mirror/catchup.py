@@ -274,8 +274,9 @@ class Run:
     def _look_within(self, copier: Copier, until: int | None, offset: int, start: float) -> None:
         """Now and then within a pass that began at ``start``."""
         self._checkpoint_within(copier, until, offset)
-        if until is not None:
-            self._keep_up(self.size(self.reader.written_since(until).blocks), start)
+        if until is not None and self.throttle is not None:
+            with contextlib.suppress(DmsoftError):  # whoever relies on it reads it again
+                self._keep_up(self.size(self.reader.written_since(until).blocks), start)
 
     def _keep_up(self, written: int, start: float) -> None:
         """So much was written since ``start`` that is to be copied again: copying has to be faster than that."""

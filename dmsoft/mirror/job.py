@@ -182,6 +182,12 @@ class Job:
         self._apply(journal, cancelled, on_progress)  # and flushed
         self._write_super(sync)
 
+    def vouch(self, era: int, tracker: str) -> None:
+        """What was owed was found to be there, and era ``era`` began after it: make that durable, then let the header
+        say it. The disk is written behind, so it is no point in time. Raises `DeviceError`."""
+        self.held = (era, None)
+        self._keep(tracker)
+
     def _keep(self, tracker: str) -> None:
         """Make durable what is held, in the header or in the record of the journal."""
         era, partial = self.held

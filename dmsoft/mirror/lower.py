@@ -5,10 +5,11 @@ Swaps and questions to the raid1 are made under the mirror's kernel lock.
 """
 
 import contextlib
+import time
 from collections.abc import Sequence
 
 from dmsoft.dm import memory
-from dmsoft.dm.targets import Raid1, RaidStatus
+from dmsoft.dm.targets import Raid1, RaidStatus, Table
 from dmsoft.errors import BusyError, DeviceError
 from dmsoft.mirror.execute import device, dismantle
 from dmsoft.mirror.guard import Guard, resume_watched
@@ -64,14 +65,25 @@ def attached_labels(names: Names, labels: Sequence[str]) -> list[str]:
 def detach(names: Names, guard: Guard) -> None:
     """Put the plain linear table back under the top; waits for behind writes that are under way.
 
-    The top is not suspended: I/O waits in the lower for the moment of the swap. Should this process die or hang in
-    between, the guard does the rest. Raises `PrimaryDroppedError`, and the raid1 stays.
+    Should this process die or hang in between, the guard does the rest. Raises `PrimaryDroppedError`, and the raid1
+    stays.
+    """
+    swap(names, guard, guard.fallback)
+    tidy(names)
+
+
+def swap(names: Names, guard: Guard, table: Table) -> float:
+    """Put a table under the top, which is not suspended: its I/O waits in the lower until every write behind that is
+    under way has ended. Returns how long that was, in seconds. Raises `PrimaryDroppedError`, and the raid1 stays.
+
+    If this took too long, the guard has put the plain linear table there instead: look which one it is.
     """
     target = device(names.lower)
     kernel = locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name)
     with kernel, memory.locked():
-        target.load(guard.fallback)
+        target.load(table)
         guard.arm()
+        start = time.monotonic()
         try:
             target.suspend(lockfs=False)
         except BaseException:
@@ -85,12 +97,12 @@ def detach(names: Names, guard: Guard) -> None:
         if dropped:  # by a write that was under way just now; the raid1 goes on, as only it has that write
             target.clear()
         cookie = resume_watched(guard.helper, target)
+        stall = time.monotonic() - start
         guard.disarm()
     cookie.wait()
     if dropped:
         raise _primary_dropped(names)
-    with contextlib.suppress(BusyError):  # the old table may take its time; the next one uses other slots
-        dismantle([*(names.slot(i) for i in range(2 * SLOTS_PER_SET)), names.primary])
+    return stall
 
 
 def leg_alive(node: Node) -> bool:
@@ -109,14 +121,21 @@ def leads_to(node: Node, number: str) -> bool:
 
 
 def tidy(names: Names) -> None:
-    """Under a linear lower, take down what an attach that was killed left: a raid1 that waits in the inactive slot,
-    which holds the legs, and its slots."""
+    """Take down what the live lower does not stand on: a raid1 that waits in the inactive slot because an attach was
+    killed, and the slots of it or of a former one."""
     with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
         info = device(names.lower).info()
         if info is not None and info.inactive_table:
             device(names.lower).clear()
-    with contextlib.suppress(BusyError):  # of a former raid1 that is still being taken down
-        dismantle([*(names.slot(i) for i in range(2 * SLOTS_PER_SET)), names.primary])
+        used = set(device(names.lower).deps()) if info is not None and info.live_table else set()
+    parts = [*(names.slot(i) for i in range(2 * SLOTS_PER_SET)), names.primary]
+    with contextlib.suppress(BusyError):  # a former raid1 may take its time; the next one uses other slots
+        dismantle([node for node in parts if _number(node) not in used])
+
+
+def _number(node: Node) -> tuple[int, int] | None:
+    info = device(node).info()
+    return None if info is None else (info.major, info.minor)
 
 
 def require_primary(names: Names) -> None:

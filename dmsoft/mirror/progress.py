@@ -24,6 +24,7 @@ class Planned(msgspec.Struct, frozen=True):
 
     ``journal``: whether the copy goes through the secondary's journal, which keeps it a whole point in time throughout;
     if not, ``direct_reason`` says why. ``seconds_estimate`` is by the rate of the last copy, None when there was none.
+    ``attached``: it stays attached, and these blocks are compared.
     """
 
     label: str
@@ -33,6 +34,7 @@ class Planned(msgspec.Struct, frozen=True):
     journal: bool = False
     direct_reason: str | None = None
     seconds_estimate: float | None = None
+    attached: bool = False
 
 
 class Reporter(Protocol):

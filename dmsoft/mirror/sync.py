@@ -11,16 +11,18 @@ import msgspec
 
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import attach, job, locate, lower, plug, untracked
+from dmsoft.mirror import attach, job, locate, lower, notes, plug, proof, untracked
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.progress import Planned, Progress, Reporter
+from dmsoft.mirror.proof import Proved
 from dmsoft.mirror.running import NoRoomError, Running, guard_of
 from dmsoft.mirror.spare import Spares
 from dmsoft.mirror.start import uuid_of
+from dmsoft.resync.copy import CancelledError
 from dmsoft.resync.extents import runs
 from dmsoft.resync.journal import needed
 from dmsoft.resync.pace import ADAPTIVE, Limit
@@ -29,7 +31,7 @@ DEFAULT_MAX_STALL = 0.2
 
 
 class SecondaryOutcome(msgspec.Struct, frozen=True):
-    """What came of one secondary; ``error`` None when it is done. The last three as in `Planned`, for what was known
+    """What came of one secondary; ``error`` None when it is done. The last four as in `Planned`, for what was known
     before."""
 
     label: str
@@ -43,6 +45,7 @@ class SecondaryOutcome(msgspec.Struct, frozen=True):
     journal: bool = False
     direct_reason: str | None = None
     seconds_estimate: float | None = None
+    attached: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -97,23 +100,63 @@ def resynced(
     with contextlib.ExitStack() as stack:
         lower.require_primary(running.names)
         records, guard = chosen(running, wanted.labels), None
+        progress = stack.enter_context(Progress(running.names.mirror_uuid, reporter))
+        proven, errors = Proved.nothing(), dict[str, DmsoftError]()
         if not wanted.dry_run:
-            records = _with_coupled(running, records)
+            guard = stack.enter_context(guard_of(running, coupled=any(r.mode == "write-behind" for r in records)))
+            proven, errors = _prove(running, records, guard, progress, cancelled, wanted)
+            done = {each.label for each in proven.jobs} | set(errors)
+            records = _with_coupled(running, [record for record in records if record.label not in done])
+            proven = proven.without([record.label for record in records])
             coupled = [record.label for record in records if record.mode == "write-behind"]
-            guard = stack.enter_context(guard_of(running, coupled=bool(coupled)))
             if coupled:
                 attach.check_kernel(running, coupled)
                 attach.detach(running, coupled, guard)
             if untracked.mend(running, guard) is not None:
                 records = [running.payload.member(record.label) or record for record in records]
-        jobs, errors = _open(running, records, wanted, stack)
-        progress = stack.enter_context(Progress(running.names.mirror_uuid, reporter))
-        plans = [_planned(running, each, direct=wanted.direct) for each in jobs]
-        progress.planned(plans, sum(j.bytes_stale for j in jobs))
+        jobs, unopened = _open(running, records, wanted, stack)
+        attached = _to_be_proved(running, records, jobs, wanted)
+        plans = [proof.plan(j) if j.label in attached else _planned(running, j, direct=wanted.direct) for j in jobs]
+        if plans or not proven.jobs:
+            progress.planned(plans, sum(j.bytes_stale for j in jobs))
         run = None
         if jobs and guard is not None:
             run = _run(running, jobs, guard, progress, cancelled, wanted, stack)
-        return _outcome(jobs, plans, errors, run, time.monotonic() - start)
+        return _outcome(proven, jobs, plans, errors | unopened, run, time.monotonic() - start)
+
+
+def _prove(
+    running: Running, records: Sequence[MemberRecord], guard: Guard, progress: Progress, cancelled: threading.Event,
+    wanted: Request,
+) -> tuple[Proved, dict[str, DmsoftError]]:  # fmt: skip
+    """Prove what those of the secondaries hold that are attached and are to stay so; what could not be proved is left
+    to be copied. The second value: those that nothing can be done about now."""
+    attached = [record for record in records if record.mode == "write-behind"]
+    if not all(wanted.couples(record) for record in attached):
+        return Proved.nothing(), {}
+    try:
+        proven = proof.prove(running, attached, guard, progress, cancelled, wanted.rate)
+    except (CancelledError, MetadataError):
+        raise
+    except DmsoftError as err:
+        if len(records) == len(attached):
+            raise
+        return Proved.nothing(), {record.label: err for record in attached}
+    for label, blocks in proven.lost.items():
+        progress.note(
+            f"{label} lacks what was written behind to block {blocks[0]}: the write was lost on its way. It is "
+            f"uncoupled, caught up and coupled again; look at the health of its disk."
+        )
+    return proven.without(proven.lost), {}
+
+
+def _to_be_proved(running: Running, records: Sequence[MemberRecord], jobs: Sequence[Job], wanted: Request) -> set[str]:
+    """Of a dry run the secondaries that would stay attached."""
+    attached = [record for record in records if record.mode == "write-behind"]
+    known = {each.label for each in jobs if each.decision.since is not None}
+    if not wanted.dry_run or not all(record.label in known and wanted.couples(record) for record in attached):
+        return set()
+    return {record.label for record in attached} if proof.can_be(running, attached) else set()
 
 
 def chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
@@ -195,10 +238,10 @@ def _run(
         nobody = Spares(running, None, lambda _: jobs[0].owed)  # not opened: without tracking no block is clean
         run = Run(running, jobs, guard, None, source, progress, cancelled, wanted.max_stall, nobody, True, throttle)
         run.compare_untracked()
-        _note_untracked(running, jobs)
+        notes.untracked(running, jobs)
         return run
     rates = [record.rate for each in jobs if (record := running.payload.member(each.label)) and record.rate]
-    _note_pending(running, jobs)
+    notes.pending(running, jobs)
     reader = stack.enter_context(running.era_reader())
     spares = Spares(running, running.current_era(), lambda era: reader.written_since(era).blocks)
     run = Run(
@@ -213,61 +256,15 @@ def _run(
         if running.era_status().failed:  # the primary's writes fail with it
             untracked.give_up(running, guard, "the era metadata failed during a resync")
         raise
-    _note_confirmed(running, jobs, round(run.rate) if run.measured else None)
+    notes.confirmed(running, jobs, round(run.rate) if run.measured else None)
     return run
 
 
-def _note_pending(running: Running, jobs: Sequence[Job]) -> None:
-    """The primary learns every token before a secondary carries it. A secondary's present token, once it has been
-    believed, is the confirmed one from here on: the last run may have died before it could say so."""
-    payload = running.payload
-    for each in jobs:
-        record = payload.member(each.label)
-        if record is None:
-            raise NotFoundError(f"{running.names.name} has no secondary {each.label}.")
-        believed = each.decision.kind == "incremental"
-        confirmed = each.payload.sync.token if believed else record.token_confirmed
-        sync = each.payload.sync
-        if sync.doubt is None and record.sync.doubt is not None:
-            sync = sync.doubted(record.sync.doubt)
-        payload = payload.with_member(
-            record.replace(
-                token_pending=each.token, token_confirmed=confirmed, sync=sync, away_since=None,
-                pending_most=None,
-            )
-        )  # fmt: skip
-        plug.forget(running.names, each.label)
-    running.grant(payload)
-
-
-def _note_untracked(running: Running, jobs: Sequence[Job]) -> None:
-    payload = running.payload
-    for each in jobs:
-        record = payload.member(each.label)
-        if record is not None and each.error is None:
-            payload = payload.with_member(record.replace(sync=each.payload.sync))
-    running.grant(payload)
-
-
-def _note_confirmed(running: Running, jobs: Sequence[Job], rate: int | None) -> None:
-    payload = running.payload
-    floor = payload.tracker.era_floor
-    for each in jobs:
-        record = payload.member(each.label)
-        if record is None or each.payload.sync.token != each.token:
-            continue
-        payload = payload.with_member(
-            record.replace(
-                token_pending=None, token_confirmed=each.token, sync=each.payload.sync, rate=rate or record.rate
-            )
-        )  # fmt: skip
-        floor = max(floor, each.payload.sync.era or 0)
-    running.grant(payload.replace(tracker=payload.tracker.replace(era_floor=floor)))
-
-
 def _outcome(
-    jobs: Sequence[Job], plans: Sequence[Planned], errors: dict[str, DmsoftError], run: Run | None, seconds: float
-) -> tuple[Outcome, DmsoftError | None]:
+    proven: Proved, jobs: Sequence[Job], plans: Sequence[Planned], errors: dict[str, DmsoftError], run: Run | None,
+    seconds: float,
+) -> tuple[Outcome, DmsoftError | None]:  # fmt: skip
+    jobs, plans = [*proven.jobs, *jobs], [*proven.plans, *plans]
     parts = [_part(each, plan, dry=run is None) for each, plan in zip(jobs, plans, strict=True)]
     parts += [SecondaryOutcome(label, "none", "", 0, 0, None, None, err.message) for label, err in errors.items()]
     kind = max((part.kind for part in parts), key=KINDS.index, default="none")
@@ -277,8 +274,8 @@ def _outcome(
         reason=heaviest.reason if heaviest else "no secondary is here",
         bytes_stale=sum(part.bytes_stale for part in parts),
         bytes_copied=sum(part.bytes_copied for part in parts),
-        passes=run.passes if run else 0,
-        stall_ms=round(1000 * max(run.stalls, default=0.0), 1) if run else 0.0,
+        passes=(run.passes if run else 0) + bool(proven.stalls),
+        stall_ms=round(1000 * max([*proven.stalls, *(run.stalls if run else [])], default=0.0), 1),
         seconds=round(seconds, 3),
         secondaries=tuple(parts),
         converged=run.converged if run else True,
@@ -295,4 +292,5 @@ def _part(each: Job, plan: Planned, *, dry: bool) -> SecondaryOutcome:
         each.label, kind, "it has everything" if kind == "none" else each.decision.reason, stale,
         0 if dry else each.written, sync.era, sync.consistent_as_of,
         None if each.error is None else each.error.message, plan.journal, plan.direct_reason, plan.seconds_estimate,
+        plan.attached,
     )  # fmt: skip

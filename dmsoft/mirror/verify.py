@@ -26,7 +26,8 @@ from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.running import Running, guard_of
 from dmsoft.mirror.start import uuid_of
 from dmsoft.mirror.times import now
-from dmsoft.resync.copy import REQUEST_BYTES, Copier, Piece, Side, aligned_buffer, read_all
+from dmsoft.mirror.witness import Witness
+from dmsoft.resync.copy import REQUEST_BYTES, Copier, Side, aligned_buffer, read_all
 from dmsoft.resync.extents import requests, runs, size_bytes
 from dmsoft.resync.pace import ADAPTIVE, Limit
 from dmsoft.resync.throttle import Throttle
@@ -174,7 +175,7 @@ class Round:
         )  # fmt: skip
 
     def _stretch(self, clean: BlockSet) -> None:
-        witness = Witness(self.job.side.fd, self.job.side.offset)
+        witness = Witness(self.job.side)
         copier = Copier(
             self.source, [witness], compare=1, cancelled=self.cancelled, piece_bytes=self.running.block_bytes,
             read=self.throttle.read, on_progress=self.progress.advance,
@@ -194,11 +195,8 @@ class Round:
             )
         self.blocks += clean.count()
         self.bytes += tally.compared
-        suspects = sorted({block for piece in witness.differing for block in self._blocks_of(*piece)})
+        suspects = witness.blocks(self.running.block_bytes)
         self.mismatches += self._confirmed([block for block in suspects if block in clean])
-
-    def _blocks_of(self, offset: int, length: int) -> range:
-        return range(offset // self.running.block_bytes, -(-(offset + length) // self.running.block_bytes))
 
     def _confirmed(self, suspects: Sequence[int]) -> list[int]:
         """Those that differ although nobody wrote to them. Inside a barrier the stale set is final, and what is read
@@ -232,19 +230,6 @@ class Round:
 
     def _size(self, blocks: BlockSet) -> int:
         return size_bytes(blocks, block_bytes=self.running.block_bytes, data_bytes=self.running.data.length)
-
-
-class Witness(Side):
-    """A target that is compared and never written: it notes what would have been."""
-
-    differing: list[tuple[int, int]]
-
-    def __init__(self, fd: int, offset: int) -> None:
-        super().__init__(fd, offset)
-        object.__setattr__(self, "differing", [])
-
-    def put(self, pieces: Sequence[Piece]) -> None:
-        self.differing.extend((offset, len(view)) for offset, view in pieces)
 
 
 def _range(total: int, first: int, end: int) -> BlockSet:

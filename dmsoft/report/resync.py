@@ -35,6 +35,8 @@ def _line(part: SecondaryOutcome, *, dry_run: bool, converged: bool) -> str:
 
 def _intent(part: SecondaryOutcome) -> str:
     stale = format_size(part.bytes_stale)
+    if part.attached and part.kind != "none":
+        return f"would compare {stale} while it stays attached, because {part.reason}."
     intents = {
         "none": "nothing to copy",
         "incremental": f"would copy {stale}",
@@ -49,6 +51,8 @@ def _intent(part: SecondaryOutcome) -> str:
 
 def _deed(part: SecondaryOutcome) -> str:
     stale, copied = format_size(part.bytes_stale), format_size(part.bytes_copied)
+    if part.attached and part.kind != "none":
+        return f"{stale} written since compared, all of it there"
     deeds = {
         "none": "missed nothing",
         "incremental": f"missed {stale}, {copied} copied",

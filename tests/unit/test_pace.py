@@ -3,6 +3,7 @@
 
 import os
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dmsoft.errors import UsageError
-from dmsoft.resync import throttle
+from dmsoft.resync import ioprio, throttle
 from dmsoft.resync.copy import CancelledError, Side, aligned_buffer
 from dmsoft.resync.pace import LEAST_RATE, NOTHING, SHARE_SECONDS, Adaptive, Bucket, Limit, Seen, shut
 from dmsoft.resync.throttle import Counters, Throttle
@@ -293,3 +294,28 @@ def test_a_device_that_is_gone_is_used_by_nobody(side: Side) -> None:
 def test_counters_are_read_from_the_kernel() -> None:
     number = next(Path("/sys/class/block").glob("*/dev")).read_text().strip()
     assert throttle.Counters.of(number).requests >= 0
+
+
+def _priority(thread: int) -> str:
+    return subprocess.run(["ionice", "-p", str(thread)], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_a_thread_lowers_its_own_priority_and_no_others() -> None:
+    found, end = list[str](), threading.Event()
+
+    def idle() -> None:
+        end.wait(60)
+
+    def look() -> None:
+        ioprio.lower()
+        found.append(_priority(threading.get_native_id()))
+
+    other, lowered = threading.Thread(target=idle), threading.Thread(target=look)
+    other.start()
+    assert other.native_id is not None
+    before = _priority(other.native_id)
+    lowered.start()
+    lowered.join()
+    assert found == ["best-effort: prio 7"] and _priority(other.native_id) == before
+    end.set()
+    other.join()

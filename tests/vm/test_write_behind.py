@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Write-behind mode: secondaries coupled in the kernel, and md's word that never counts."""
 
+import contextlib
+import re
 import struct
 import subprocess
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from dmsoft.member.regions import SLOTS, slot
+from dmsoft.mirror import attach, backlog, proof
+from dmsoft.mirror.barrier import Barrier
 from dmsoft.units import KIB, MIB
 from tests.harness.guestkit import KernelLog
-from tests.vm.rig import NAME, Rig, dm_name, dmsoft, ok, ours, read, refused, sh, table, write
+from tests.vm.rig import NAME, Rig, dm_name, dmsoft, ok, ours, read, refused, sh, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -76,10 +82,23 @@ def test_attached_and_detached(rig: Rig, kernel_log: KernelLog, kind: str) -> No
     assert fresh_raids(kernel_log) == 2 and raid_health() == "AA"
     assert rig.states() == {"one": "attached"}
 
-    # Once more without a stop in between: the other set of slots, poisoned as well.
+    # Once more without a stop in between: it stays attached, and what it got is compared. A new raid1 on the other set
+    # of slots, poisoned as well, is what makes sure that nothing is on its way any more. Nobody waits for a long delay.
+    stays = kind != "delay"
+    synced = rig.secondary("one")["synced_era"]
     rig.write(60, 61)
-    assert rig.resync()["bytes_stale"] == 2 * MIB
+    proved = rig.resync()
+    assert (proved["kind"], proved["bytes_stale"]) == ("incremental", 2 * MIB)
+    assert proved["bytes_copied"] == (0 if stays else 2 * MIB)
+    assert proved["secondaries"][0]["attached"] == stays and proved["stall_ms"] > 0
     assert fresh_raids(kernel_log) == 3 and raid_health() == "AA"
+    now = rig.secondary("one")
+    assert (now["state"], now["stale_blocks"]) == ("attached", 0) and now["synced_era"] > synced
+    header, record = rig.secondary_header("one"), rig.record("one")
+    assert header.sync.era == now["synced_era"] and not header.sync.consistent
+    assert header.sync.token == record.token_confirmed and record.token_pending is None
+    if stays:
+        assert rig.resync()["kind"] == "none" and fresh_raids(kernel_log) == 3
     rig.write(70)
     ok("stop", NAME)
     rig.equal()
@@ -155,11 +174,11 @@ def test_several_secondaries_of_both_modes(rig: Rig, kernel_log: KernelLog) -> N
     rig.equal("three")
     rig.write(6)
 
-    # One alone: the raid1 is made anew as a whole, so the other takes part.
+    # One alone: the other stays attached as well, and what it holds is not proved.
     done = rig.resync("one")
-    assert sorted(part["label"] for part in done["secondaries"]) == ["one", "two"]
+    assert [part["label"] for part in done["secondaries"]] == ["one"]
     assert rig.states() == {"one": "attached", "two": "attached", "three": "stale"}
-    assert rig.stale("three") == {6}
+    assert rig.stale("three") == {6} and rig.stale("two") == {5, 6} and rig.stale("one") == set()
 
     ok("remove", NAME, "one", "--yes")
     del rig.secondaries["one"]
@@ -184,3 +203,68 @@ def test_a_cache_device_serves_one_secondary(rig: Rig) -> None:
     for way in ("delay:fast", "delay:-1", "writecache", "pigeon", "direct:1"):
         assert "no way to a secondary" in refused(2, *words, "--via", way)
     assert ours() == [] and dmsoft("status", "--json").json["mirrors"] == []
+
+
+LOST = r"lost on its way"
+
+
+@pytest.mark.smoke
+def test_a_write_behind_that_was_lost_is_found_and_mended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the disk had dropped it: md knows nothing. S stays where it was until the block was copied."""
+    size = 40 * MIB
+    rig.create(*MODE, primary=rig.cut("p0", size), one=rig.cut("s0", size), two=rig.cut("s1", size))
+    rig.resync()
+    synced = rig.secondary("one")["synced_era"]
+    rig.write(3, 9, 10)
+    wait_until("it was written behind", lambda: not rig.differing("one"))
+    rig.write_to_medium("one", 9 * MIB + 64 * KIB, b"\x99" * 4 * KIB)
+    eras: list[int | None] = []
+    real = attach.detach
+
+    def watched(*words: Any) -> None:
+        eras.append(rig.secondary_header("one").sync.era)
+        real(*words)
+
+    monkeypatch.setattr(attach, "detach", watched)
+    ran = ok("resync", NAME, "--json")
+    assert eras == [synced] and re.search(LOST, ran.err) and "block 9" in ran.err, ran
+    parts = {part["label"]: part for part in ran.json["secondaries"]}
+    assert not parts["one"]["attached"] and parts["one"]["bytes_copied"] == 3 * MIB
+    assert rig.states() == {"one": "attached", "two": "attached"}
+    ok("stop", NAME)
+    rig.equal()
+
+
+def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new raid1 says ``AA`` of it."""
+    size = 40 * MIB
+    rig.create(*MODE, "--via", "delay:3000", primary=rig.cut("p0", size), one=(cut := rig.cut("s0", size)))
+    rig.resync()
+    synced = rig.secondary("one")["synced_era"]
+    barrier, renew, seen = proof.barrier, attach.renew, list[tuple[str, int | None]]()
+
+    @contextlib.contextmanager
+    def late(*words: Any, **options: Any) -> Iterator[Barrier]:
+        """Before the barrier, and in the delay while the old raid1 is suspended; then they meet a disk that fails."""
+        rig.write(4, 9)
+        with barrier(*words, **options) as here:
+            yield here
+        rig.behave(cut, "s0", "1", "error_writes")
+        assert raid_health() == "AA", "it failed too early"
+
+    def renewed(*words: Any) -> float:
+        stall = renew(*words)
+        seen.append((raid_health(), rig.secondary_header("one").sync.era))
+        rig.behave(cut, "s0")
+        return stall
+
+    monkeypatch.setattr(proof, "barrier", late)
+    monkeypatch.setattr(attach, "renew", renewed)
+    monkeypatch.setattr(backlog, "settle", lambda *_: None)
+    rig.write(6)
+    ran = ok("resync", NAME, "--json")
+    assert seen == [("AA", synced)], "md knew of it"
+    assert re.search(LOST, ran.err) and ran.json["bytes_copied"] == 3 * MIB, ran
+    assert rig.states() == {"one": "attached"}
+    ok("stop", NAME)
+    rig.equal()
