@@ -20,9 +20,12 @@ Kind = Literal["max", "rate", "share", "adaptive"]
 # A share of the time opens and shuts so often.
 SHARE_SECONDS = 2.0
 LEAST_RATE = MIB
-# Others may take so much longer than without the copy on the average, and a little more where that says little; twice
-# as long is too long at once.
-_TOLERANCE, _CHANCE, _ALARM = 0.15, 1.5, 2.0
+# Others may take so much longer than without the copy on the average, more where that may be chance; twice as long is
+# too long at once.
+_TOLERANCE, _CHANCE = 0.15, 1.5
+_ALARM, _ALARM_CHANCE = 1.0, 3.0
+# The kernel counts how often its clock ticked during a request: right on the average, and wide for short ones.
+_TICK_SECONDS = 0.004
 _STEP_SECONDS, _STEP_REQUESTS, _STEP_AT_MOST = 0.2, 150, 1.0
 _ALARM_REQUESTS = 16
 # What a rate becomes after a step: when it was too fast; when it is far from what was too fast last; near that, after a
@@ -30,9 +33,10 @@ _ALARM_REQUESTS = 16
 _BACK, _ON, _FEEL = 0.7, 1.25, 1.05
 _NEAR = 0.85
 _CALM_SECONDS = 20.0
-_PROBE_REQUESTS, _PROBE_SECONDS, _FIRST_PROBE_SECONDS = 150, 0.4, 1.0
+_PROBE_REQUESTS, _PROBE_SECONDS, _FIRST_PROBE_SECONDS = 1000, 0.4, 1.0
 _PROBE_EVERY = 20.0
-_NEW_SHARE = 0.25
+# What was heard before counts at most so many times what is heard now.
+_MEMORY = 3
 _IDLE_SECONDS = 1.0
 # So many requests within that time, or one that does not end: somebody uses the primary.
 _USED_REQUESTS, _USED_SECONDS = 10, 1.0
@@ -135,6 +139,7 @@ class Adaptive:
     rate: float | None = None
     usual: float | None = None
     _heard: Seen = NOTHING
+    _known: int = 0
     _quiet: float = 0.0
     _since_probe: float = 0.0
     _resume_at: float = LEAST_RATE
@@ -170,20 +175,24 @@ class Adaptive:
         most = _FIRST_PROBE_SECONDS if self.usual is None else _PROBE_SECONDS
         if heard.requests < _PROBE_REQUESTS and heard.seconds < most:
             return replace(self, _heard=heard)
-        usual = self.usual
-        if heard.requests:
-            usual = heard.latency if usual is None else usual + _NEW_SHARE * (heard.latency - usual)
-        return replace(self, rate=max(floor, self._resume_at), usual=usual, _heard=NOTHING)
+        now = replace(self, rate=max(floor, self._resume_at), _heard=NOTHING)
+        if not heard.requests:
+            return now
+        known = min(self._known, _MEMORY * heard.requests)
+        usual = (known * (self.usual or 0.0) + heard.waited) / (known + heard.requests)
+        return replace(now, usual=usual, _known=known + heard.requests)
 
     def _steer(self, heard: Seen, floor: float) -> "Adaptive":
         rate = self.rate or floor
         slower = heard.latency / self.usual if self.usual else math.inf
         few = heard.requests < _STEP_REQUESTS and heard.seconds < _STEP_AT_MOST
         stuck = not heard.requests and heard.in_flight > 0 and heard.seconds >= _STEP_SECONDS
-        alarm = (stuck or heard.requests >= _ALARM_REQUESTS) and slower > _ALARM
+        spread = max(1.0, _TICK_SECONDS / (self.usual or 1.0))
+        chance = math.sqrt(spread * (1 / max(1, heard.requests) + 1 / max(1, self._known)))
+        alarm = (stuck or heard.requests >= _ALARM_REQUESTS) and slower > 1 + _ALARM + _ALARM_CHANCE * chance
         if not alarm and (heard.seconds < _STEP_SECONDS or few):
             return replace(self, rate=max(floor, rate), _heard=heard)
-        if heard.busy and slower > 1 + _TOLERANCE + _CHANCE / math.sqrt(max(1, heard.requests)):
+        if heard.busy and slower > 1 + _TOLERANCE + _CHANCE * chance:
             now = replace(self, rate=max(floor, _BACK * rate), _too_fast=rate, _calm=0.0, _heard=NOTHING)
         else:
             rate = max(rate, min(self._raised(rate), 2 * heard.copied / heard.seconds))
