@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from dmsoft.errors import BusyError
+from dmsoft.errors import BusyError, DeviceError
 from dmsoft.mirror.times import stamp
 
 RUN_DIR = Path("/run/dmsoft")
@@ -45,7 +45,7 @@ def locked(
     mirror_uuid: str, kind: Kind, *, timeout: float = 0, name: str | None = None, verb: str = ""
 ) -> Iterator[None]:
     """Hold the mirror's lock of that kind, for ``verb``; raises `BusyError` naming the holder after ``timeout``
-    seconds."""
+    seconds, and `DeviceError`."""
     fd = opened(mirror_uuid, kind)
     try:
         deadline = time.monotonic() + max(timeout, _LEAST_SECONDS)
@@ -56,8 +56,9 @@ def locked(
                     hint="Wait for it to end, or stop it with Ctrl-C; a resync can be cancelled at any time.",
                 )
             time.sleep(_POLL_SECONDS)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, msgspec.json.encode(Holder(os.getpid(), verb, time.time())), 0)
+        with contextlib.suppress(OSError):  # a full /run: only the next one's message lacks who we are
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, msgspec.json.encode(Holder(os.getpid(), verb, time.time())), 0)
         yield
     finally:
         os.close(fd)
@@ -87,9 +88,18 @@ def tried(fd: int) -> Iterator[bool]:
 
 
 def opened(mirror_uuid: str, kind: Kind) -> int:
-    """A descriptor of the lock's file, not locked: for who cannot open files when it is needed."""
-    RUN_DIR.mkdir(mode=0o755, exist_ok=True)
-    return os.open(_path(mirror_uuid, kind), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    """A descriptor of the lock's file, not locked: for who cannot open files when it is needed.
+
+    Raises `DeviceError`.
+    """
+    path = _path(mirror_uuid, kind)
+    try:
+        RUN_DIR.mkdir(mode=0o755, exist_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as err:
+        raise DeviceError(
+            f"The lock {path} cannot be made: {err.strerror}.", hint="Nothing was done; see what fills or blocks /run."
+        ) from err
 
 
 def _path(mirror_uuid: str, kind: Kind) -> Path:

@@ -90,7 +90,8 @@ def started(running: Running) -> Started:
             _welcome(running, record)
         except DmsoftError as err:
             problems.append((record.label, err.message))
-    registry.register(running.payload)
+    with contextlib.suppress(OSError):  # a convenience: a full /etc is no failure of a mirror that runs
+        registry.register(running.payload)
     return Started(
         running.names.name, running.names.top.path, already, doubt, tuple(missing), tuple(problems),
         running.payload.tracker.doubt,

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The locks of a mirror: one holder, named to whoever waits, and gone with its process however that ends."""
 
+import errno
 import os
 import signal
 import stat
@@ -15,7 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dmsoft.errors import BusyError
+from dmsoft.errors import BusyError, DeviceError
 from dmsoft.mirror import lock
 from dmsoft.mirror.lock import Holder, locked
 
@@ -166,7 +167,7 @@ def test_a_link_in_place_of_the_file_is_not_followed(run_dir: Path, tmp_path: Pa
     victim = tmp_path / "victim"
     victim.write_text("precious")
     (run_dir / f"{UUID}.operation.lock").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"), locked(UUID, "operation"):
+    with pytest.raises(DeviceError, match="symbolic links"), locked(UUID, "operation"):
         pass
     assert victim.read_text() == "precious"
 
@@ -180,3 +181,19 @@ def test_a_child_does_not_inherit_it(run_dir: Path) -> None:
     finally:
         child.kill()
         child.wait()
+
+
+def test_a_full_run_is_told_apart(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without room for its number the holder holds; without a file there is no lock, and it is said."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with locked(UUID, "operation"), pytest.raises(BusyError), locked(UUID, "operation"):
+            pass
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(DeviceError, match="cannot be made: No space left") as raised, locked(UUID, "operation"):
+        pass
+    assert raised.value.hint
