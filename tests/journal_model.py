@@ -20,7 +20,8 @@ from dmsoft.member.payload import Identity, Region, Secondary, Sync
 from dmsoft.mirror.decision import Decision
 from dmsoft.mirror.job import Job
 from dmsoft.resync import recovery
-from dmsoft.resync.copy import Piece, aligned_buffer
+from dmsoft.resync.buffers import aligned_buffer
+from dmsoft.resync.copy import Piece
 from dmsoft.units import KIB
 from tests.mirror_model import TOKEN, TRACKER
 

@@ -221,7 +221,7 @@ class Run:
         compare = sum(1 << i for i, job in enumerate(self.jobs) if job.decision.kind == "compare" and self.passes == 1)
         copier = Copier(
             self.source, [job.target for job in self.jobs], compare=compare, cancelled=self.cancelled,
-            batch_pieces=BATCH_PIECES if self._stages() else 1, piece_bytes=self.running.block_bytes,
+            batch_pieces=BATCH_PIECES, piece_bytes=self.running.block_bytes,
             read=None if self.throttle is None else self.throttle.read, rescue=self.spares.read,
             on_progress=self._advance, on_checkpoint=lambda offset: self._look_within(copier, until, offset, start),
         )  # fmt: skip

@@ -11,7 +11,8 @@ from collections.abc import Callable
 import numpy as np
 
 from dmsoft.era.blocks import BlockSet
-from dmsoft.resync.copy import Side, aligned_buffer, read_all
+from dmsoft.resync.buffers import aligned_buffer
+from dmsoft.resync.copy import Side, read_all
 from dmsoft.units import KIB, MIB, align_down
 
 _RANDOM_BLOCKS = 16

@@ -27,7 +27,8 @@ from dmsoft.mirror.running import Running, guard_of
 from dmsoft.mirror.start import uuid_of
 from dmsoft.mirror.times import now
 from dmsoft.mirror.witness import Witness
-from dmsoft.resync.copy import REQUEST_BYTES, Copier, Side, aligned_buffer, read_all
+from dmsoft.resync.buffers import aligned_buffer
+from dmsoft.resync.copy import REQUEST_BYTES, Copier, Side, read_all
 from dmsoft.resync.extents import requests, runs, size_bytes
 from dmsoft.resync.pace import ADAPTIVE, Limit
 from dmsoft.resync.throttle import Throttle

@@ -6,7 +6,6 @@ that fails is dropped and the others go on; a block of the source that cannot be
 possible, else remembered and skipped.
 """
 
-import mmap
 import os
 import threading
 import time
@@ -17,6 +16,7 @@ from typing import Protocol
 import numpy as np
 
 from dmsoft.errors import DmsoftError
+from dmsoft.resync.buffers import aligned_buffer
 from dmsoft.resync.extents import Request, batches
 from dmsoft.resync.steps import step
 from dmsoft.units import MIB
@@ -124,8 +124,13 @@ class Copier:
         """Copy them all; raises `CancelledError`; returns early when every target has failed."""
         pending = batches(requests, batch_bytes=REQUEST_BYTES, most=self.batch_pieces)
         crashes: list[BaseException] = []
+        # One for what is read, one for what it is compared with; pages that are not touched cost nothing.
+        memory = aligned_buffer(2 * _WORKERS * REQUEST_BYTES)
+        views = [memory[at : at + REQUEST_BYTES] for at in range(0, len(memory), REQUEST_BYTES)]
         threads = [
-            threading.Thread(target=self._work, args=(pending, crashes), name=f"copy-{n}", daemon=True)
+            threading.Thread(
+                target=self._work, args=(pending, crashes, views[n], views[_WORKERS + n]), name=f"copy-{n}", daemon=True
+            )
             for n in range(_WORKERS)
         ]
         for thread in threads:
@@ -167,9 +172,10 @@ class Copier:
                 self._taken = batch[-1].offset + batch[-1].length
             return batch
 
-    def _work(self, pending: Iterator[list[Request]], crashes: list[BaseException]) -> None:
+    def _work(
+        self, pending: Iterator[list[Request]], crashes: list[BaseException], ours: memoryview, theirs: memoryview
+    ) -> None:
         try:
-            ours, theirs = aligned_buffer(REQUEST_BYTES), aligned_buffer(REQUEST_BYTES)
             while (batch := self._next(pending)) is not None:
                 self._copy(batch, ours, theirs)
         except BaseException as err:
@@ -256,10 +262,7 @@ class Staging:
 
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
-        self._map = mmap.mmap(-1, max(capacity_bytes, mmap.PAGESIZE), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._view = memoryview(self._map)
-        for page in range(0, len(self._map), mmap.PAGESIZE):
-            self._map[page] = 0
+        self._view = aligned_buffer(capacity_bytes, present=True)
         self._held: list[tuple[Request, memoryview]] = []
 
     def fill(self, source: Side, requests: Iterable[Request]) -> None:
@@ -305,24 +308,22 @@ def _pieces(request: Request, data: memoryview, piece_bytes: int) -> Iterator[tu
         start = stop
 
 
-def aligned_buffer(size_bytes: int) -> memoryview:
-    """Page-aligned memory, as O_DIRECT wants it; freed with its last view."""
-    return memoryview(mmap.mmap(-1, size_bytes))
-
-
 def read_all(side: Side, view: memoryview, offset: int) -> None:
     """Fill ``view`` from ``offset`` of the region; raises OSError, also at an unexpected end of the device."""
-    done = 0
-    while done < len(view):
-        count = os.preadv(side.fd, [view[done:]], side.offset + offset + done)
+    at, left = side.offset + offset, view
+    while (count := os.preadv(side.fd, [left], at)) < len(left):
         if count == 0:
             raise OSError(5, "unexpected end of the device")
-        done += count
+        at, left = at + count, left[count:]
 
 
 def write_all(side: Side, view: memoryview, offset: int) -> None:
     """Write all of ``view`` at ``offset`` of the region; raises OSError."""
-    write_views(side.fd, [view], side.offset + offset)
+    at, left = side.offset + offset, view
+    while (count := os.pwritev(side.fd, [left], at)) < len(left):
+        if count == 0:
+            raise OSError(5, "nothing was written")
+        at, left = at + count, left[count:]
 
 
 def write_views(fd: int, views: Sequence[memoryview], offset: int) -> None:

@@ -31,13 +31,13 @@ from dmsoft.member.header import Header
 from dmsoft.member.payload import Region, Sync
 from dmsoft.member.record import RECORD_BYTES, Record
 from dmsoft.resync import segments
+from dmsoft.resync.buffers import aligned_buffer
 from dmsoft.resync.copy import (
     BATCH_PIECES,
     REQUEST_BYTES,
     CancelledError,
     Piece,
     Side,
-    aligned_buffer,
     read_all,
     write_all,
     write_views,

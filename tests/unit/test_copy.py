@@ -3,6 +3,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import threading
@@ -10,9 +11,11 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dmsoft.resync import copy
+from dmsoft.resync.buffers import aligned_buffer
 from dmsoft.resync.copy import (
     BATCH_PIECES,
     CancelledError,
@@ -21,7 +24,6 @@ from dmsoft.resync.copy import (
     Side,
     Staging,
     Tally,
-    aligned_buffer,
     read_all,
     write_all,
 )
@@ -369,7 +371,26 @@ def test_reading_past_the_end_is_an_error_never_a_short_buffer(disks: Disks) -> 
 
 
 def test_buffers_are_aligned_for_direct_io() -> None:
-    import numpy as np
 
     for size in (4096, MIB, MIB + 4096):
         assert np.frombuffer(aligned_buffer(size), np.uint8).ctypes.data % 4096 == 0
+
+
+def test_large_buffers_are_aligned_to_huge_pages_and_not_inherited() -> None:
+    """What a fork shares would be copied under a read that is on its way."""
+    view = aligned_buffer(4 * MIB, present=True)
+    address = np.frombuffer(view, np.uint8).ctypes.data
+    assert len(view) == 4 * MIB and address % (2 * MIB) == 0
+    maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
+    flags = next(
+        after.split("\n", 1)[0]
+        for before, after in itertools.pairwise(maps)
+        if any(_holds(line, address) for line in before.splitlines())
+    )
+    assert " dc" in flags
+    del view
+
+
+def _holds(line: str, address: int) -> bool:
+    span = line.split(" ", 1)[0].split("-")
+    return len(span) == 2 and all(map(str.isalnum, span)) and int(span[0], 16) <= address < int(span[1], 16)

@@ -19,7 +19,8 @@ from dmsoft.member import record as records
 from dmsoft.member.payload import Secondary, Sync
 from dmsoft.resync import journal as journal_module
 from dmsoft.resync import recovery, segments
-from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES, Copier, Side, aligned_buffer, write_all
+from dmsoft.resync.buffers import aligned_buffer
+from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES, Copier, Side, write_all
 from dmsoft.resync.extents import requests, runs
 from dmsoft.resync.journal import Journal, needed
 from dmsoft.resync.segments import DESCRIPTOR_BYTES, Descriptor, JournalDamagedError, build, parse
