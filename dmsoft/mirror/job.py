@@ -203,7 +203,7 @@ class Job:
         on_progress: Callable[[int], None] = lambda _: None,
     ) -> None:  # fmt: skip
         try:
-            recovery.apply(journal, check=False, cancelled=cancelled, on_progress=on_progress)
+            recovery.apply(journal, cancelled=cancelled, on_progress=on_progress)
         except JournalDamagedError as err:
             self.header = recovery.withdraw_damaged(self.disk, self.payload, self.key, err)
             raise

@@ -9,15 +9,15 @@
     data flush      and then the header says what the record says
 
 Cut off before the commit, nothing has changed; after it, `apply` begins again at the next chance. Data go from the
-journal's own disk to the same disk, so a replay needs no primary. Data are guarded by CRC against a failing disk, the
-descriptors by a chain of SHA-256 whose end stands in the signed record: no forged journal can move a secondary's S, and
-whoever can forge its data can forge the data region as well.
+journal's own disk to the same disk, so a replay needs no primary. Data are guarded by a checksum against a failing
+disk, the descriptors by a chain of SHA-256 whose end stands in the signed record: no forged journal can move a
+secondary's S, and whoever can forge its data can forge the data region as well.
 """
 
 import errno
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +65,16 @@ class End:
     digest: bytes = bytes(32)
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a segment lies, in bytes behind the record, and which one it is."""
+
+    number: int
+    epoch: int
+    at: int
+    size: int
+
+
 class Journal:
     """The journal in ``region`` of a disk, in front of the data region ``data``. A `Target` for copies."""
 
@@ -77,6 +87,7 @@ class Journal:
         self._writing = 0
         self._broken = False
         self._changed = threading.Condition()
+        self._places: list[Place] = []
 
     @classmethod
     def of(cls, record: Record, disk: OpenDisk, region: Region, data: Region, key: bytes) -> "Journal":
@@ -106,14 +117,15 @@ class Journal:
 
     def put(self, pieces: Sequence[Piece]) -> None:
         """Append a segment. Raises OSError."""
-        crc, shape = segments.data_crc(pieces), tuple((offset, len(view)) for offset, view in pieces)
+        checksum, shape = segments.data_hash(view for _, view in pieces), tuple((at, len(view)) for at, view in pieces)
         block = aligned_buffer(DESCRIPTOR_BYTES)
         with self._changed:
-            descriptor = Descriptor(self.end.segments, self.epoch, crc, shape)
+            descriptor = Descriptor(self.end.segments, self.epoch, checksum, shape)
             at, size = self.end.length, DESCRIPTOR_BYTES + descriptor.data_bytes
             if size > self.room():
                 raise OSError(errno.ENOSPC, "the journal is full")
             segments.build(descriptor, bytes.fromhex(self.id), block)
+            self._places.append(Place(descriptor.number, descriptor.epoch, at, size))
             self.end = End(self.end.segments + 1, at + size, segments.chain(self.end.digest, block))
             self._writing += 1
         try:
@@ -151,56 +163,53 @@ class Journal:
                 )
 
     def apply(
-        self, *, check: bool = True, cancelled: threading.Event | None = None,
-        on_progress: Callable[[int], None] = lambda _: None,
-    ) -> None:  # fmt: skip
+        self, *, cancelled: threading.Event | None = None, on_progress: Callable[[int], None] = lambda _: None
+    ) -> None:
         """Write everything staged to its place in the data region; flushing is the caller's.
 
-        ``check``: look first whether the descriptors are what was signed; who staged them itself just now knows. Raises
-        `JournalDamagedError`, OSError, and `CancelledError`.
+        Raises `JournalDamagedError`, OSError, and `CancelledError`.
         """
-        if check:
-            self._check()
+        if len(self._places) < self.end.segments:  # not all of it was staged by this run
+            self._places = list(self._walk())
         with step("data-write"):
-            _Replay(self, cancelled or threading.Event(), on_progress).run()
+            _Replay(self, self._places, cancelled or threading.Event(), on_progress).run()
 
-    def descriptor(self, number: int, at: int, block: memoryview) -> Descriptor:
-        """Read the descriptor at byte ``at`` of the journal into ``block``. Raises `JournalDamagedError`."""
-        if at + DESCRIPTOR_BYTES > min(self.end.length, self.region.length - RECORD_BYTES):
-            raise segments.damaged(f"segment {number} lies outside of it")
-        self._read(block, at)
-        found = segments.parse(block, bytes.fromhex(self.id), number, self.data.length)
-        if at + DESCRIPTOR_BYTES + found.data_bytes > self.end.length:
-            raise segments.damaged(f"segment {number} ends outside of it")
-        return found
-
-    def read(self, found: Descriptor, at: int, view: memoryview) -> list[Piece]:
-        """The pieces of the segment at ``at``, checked. Raises `JournalDamagedError`."""
-        data = view[: found.data_bytes]
-        self._read(data, at + DESCRIPTOR_BYTES)
+    def read(self, place: Place, view: memoryview) -> list[Piece]:
+        """The pieces of a segment, checked, in ``view``. Raises `JournalDamagedError`."""
+        view = view[: place.size]
+        self._read(view, place.at)
+        found = segments.parse(view[:DESCRIPTOR_BYTES], bytes.fromhex(self.id), place.number, self.data.length)
+        data = view[DESCRIPTOR_BYTES:]
+        if found.data_bytes != len(data) or segments.data_hash([data]) != found.data_hash:
+            raise segments.damaged(f"the data of segment {found.number} are not what was written")
         pieces, used = [], 0
         for offset, length in found.pieces:
             pieces.append((offset, data[used : used + length]))
             used += length
-        if segments.data_crc([(0, data)]) != found.data_crc:
-            raise segments.damaged(f"the data of segment {found.number} are not what was written")
         return pieces
+
+    def _walk(self) -> Iterator[Place]:
+        """Follow the chain through all descriptors to the digest that was signed. Raises `JournalDamagedError`."""
+        block, at, digest = aligned_buffer(DESCRIPTOR_BYTES), 0, bytes(32)
+        for number in range(self.end.segments):
+            if at + DESCRIPTOR_BYTES > min(self.end.length, self.region.length - RECORD_BYTES):
+                raise segments.damaged(f"segment {number} lies outside of it")
+            self._read(block, at)
+            found = segments.parse(block, bytes.fromhex(self.id), number, self.data.length)
+            size = DESCRIPTOR_BYTES + found.data_bytes
+            if at + size > self.end.length:
+                raise segments.damaged(f"segment {number} ends outside of it")
+            yield Place(number, found.epoch, at, size)
+            digest = segments.chain(digest, block)
+            at += size
+        if at != self.end.length or digest != self.end.digest:
+            raise segments.damaged("its segments are not those that were committed")
 
     def _read(self, view: memoryview, at: int) -> None:
         try:
             read_all(self._side, view, at)
         except OSError as err:
             raise segments.unreadable(err) from err
-
-    def _check(self) -> None:
-        """Follow the chain through all descriptors to the digest that was signed."""
-        block, at, digest = aligned_buffer(DESCRIPTOR_BYTES), 0, bytes(32)
-        for number in range(self.end.segments):
-            found = self.descriptor(number, at, block)
-            digest = segments.chain(digest, block)
-            at += DESCRIPTOR_BYTES + found.data_bytes
-        if at != self.end.length or digest != self.end.digest:
-            raise segments.damaged("its segments are not those that were committed")
 
     def _record(self, header: Header, sync: Sync, *, committed: bool) -> Record:
         # Of the two copies the one with the higher number, which need not be the one that could be read just now.
@@ -235,52 +244,58 @@ class _Replay:
     """The threads of one `Journal.apply`. Segments of one epoch do not overlap and go in any order; an epoch begins
     when all of the one before it is written."""
 
-    def __init__(self, journal: Journal, cancelled: threading.Event, on_progress: Callable[[int], None]) -> None:
-        self._journal, self._cancelled, self._on_progress = journal, cancelled, on_progress
+    def __init__(
+        self, journal: Journal, places: Sequence[Place], cancelled: threading.Event, on_progress: Callable[[int], None]
+    ) -> None:
+        self._journal, self._places, self._cancelled, self._on_progress = journal, places, cancelled, on_progress
         self._target = Side(journal.disk.fd, journal.data.offset)
-        self._block = aligned_buffer(DESCRIPTOR_BYTES)
-        self._number, self._at, self._epoch, self._busy = 0, 0, 0, 0
+        self._number, self._epoch, self._busy = 0, 0, 0
         self._changed = threading.Condition()
         self._errors: list[BaseException] = []
 
     def run(self) -> None:
-        threads = [threading.Thread(target=self._work, name=f"apply-{n}", daemon=True) for n in range(_WORKERS)]
+        most = DESCRIPTOR_BYTES + REQUEST_BYTES
+        memory = aligned_buffer(_WORKERS * most)
+        threads = [
+            threading.Thread(
+                target=self._work, args=(memory[n * most : (n + 1) * most],), name=f"apply-{n}", daemon=True
+            )
+            for n in range(_WORKERS)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         if self._errors:
             raise self._errors[0]
-        if self._number < self._journal.end.segments:
+        if self._number < len(self._places):
             raise CancelledError("The copy was cancelled.", hint="Run the command again to go on.")
 
-    def _work(self) -> None:
+    def _work(self, buffer: memoryview) -> None:
         try:
-            buffer = aligned_buffer(REQUEST_BYTES)
-            while (taken := self._take()) is not None:
+            while (place := self._take()) is not None:
                 try:
-                    for offset, view in self._journal.read(*taken, buffer):
+                    for offset, view in self._journal.read(place, buffer):
                         write_all(self._target, view, offset)
                 finally:
                     with self._changed:
                         self._busy -= 1
                         self._changed.notify_all()
-                self._on_progress(taken[0].data_bytes)
+                self._on_progress(place.size - DESCRIPTOR_BYTES)
         except BaseException as err:
             with self._changed:
                 self._errors.append(err)
 
-    def _take(self) -> tuple[Descriptor, int] | None:
-        """The next segment and where it lies; waits before the first one of an epoch."""
+    def _take(self) -> Place | None:
+        """The next segment; waits before the first one of an epoch."""
         with self._changed:
-            while not (self._errors or self._cancelled.is_set() or self._number == self._journal.end.segments):
-                found = self._journal.descriptor(self._number, self._at, self._block)
-                if found.epoch != self._epoch and self._busy:
+            while not (self._errors or self._cancelled.is_set() or self._number == len(self._places)):
+                place = self._places[self._number]
+                if place.epoch != self._epoch and self._busy:
                     self._changed.wait()
                     continue
-                at, self._epoch = self._at, found.epoch
+                self._epoch = place.epoch
                 self._number += 1
-                self._at += DESCRIPTOR_BYTES + found.data_bytes
                 self._busy += 1
-                return found, at
+                return place
             return None

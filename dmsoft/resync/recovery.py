@@ -57,11 +57,10 @@ def recover(
 
 
 def apply(
-    journal: Journal, *, check: bool = True, cancelled: threading.Event | None = None,
-    on_progress: Callable[[int], None] = lambda _: None,
-) -> None:  # fmt: skip
+    journal: Journal, *, cancelled: threading.Event | None = None, on_progress: Callable[[int], None] = lambda _: None
+) -> None:
     """DATA_WRITE and DATA_FLUSH. Raises OSError, `JournalDamagedError`, `CancelledError`."""
-    journal.apply(check=check, cancelled=cancelled, on_progress=on_progress)
+    journal.apply(cancelled=cancelled, on_progress=on_progress)
     with step("data-flush"):
         journal.disk.flush()
 

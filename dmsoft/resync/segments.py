@@ -11,24 +11,25 @@ offset length field
 24     4      number of the segment, from 0
 28     4      epoch: which pass it is of; what a later pass wrote wins
 32     4      number of pieces, 1 to 250
-36     4      CRC-32C of the data
-40     4      CRC-32C of this descriptor with this field zero
+36     4      zero
+40     4      CRC-32C of this descriptor to the end of the pieces, with this field zero
 44     4      zero
-48     8      zero
-56     -      for each piece its offset in the data region (8) and length (8), both multiples of 512
+48     8      XXH3-64 of the data
+56     -      for each piece its offset in the data region (8) and length (8), both multiples of 512; then zero
 ====== ====== =====================================================================================
 """
 
 import hashlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+import xxhash
 from crc32c import crc32c
 
 from dmsoft.errors import DeviceError
-from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES, Piece
+from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES
 
 DESCRIPTOR_BYTES: Final = 4096
 
@@ -36,6 +37,7 @@ _MAGIC: Final = b"\x89DMSSEG\n"
 _FIELDS: Final = struct.Struct("<8s16sIIIIIIQ")
 _PIECE: Final = struct.Struct("<QQ")
 _ALIGNMENT: Final = 512
+_ZEROS: Final = bytes(DESCRIPTOR_BYTES)
 
 
 class JournalDamagedError(DeviceError):
@@ -57,7 +59,7 @@ class Descriptor:
 
     number: int
     epoch: int
-    data_crc: int
+    data_hash: int
     pieces: tuple[tuple[int, int], ...]
 
     @property
@@ -65,33 +67,37 @@ class Descriptor:
         return sum(length for _, length in self.pieces)
 
 
-def data_crc(pieces: Sequence[Piece]) -> int:
-    crc = 0
-    for _, view in pieces:
-        crc = crc32c(view, crc)
-    return crc
+def data_hash(views: Iterable[memoryview]) -> int:
+    """The checksum of data, which has to cost much less than writing them."""
+    state = xxhash.xxh3_64()
+    for view in views:
+        state.update(view)
+    return state.intdigest()
 
 
 def build(descriptor: Descriptor, journal_id: bytes, into: memoryview) -> None:
     """Write the descriptor into a block of memory."""
-    into[:] = bytes(DESCRIPTOR_BYTES)
-    fields = (descriptor.number, descriptor.epoch, len(descriptor.pieces), descriptor.data_crc)
-    _FIELDS.pack_into(into, 0, _MAGIC, journal_id, *fields, 0, 0, 0)
+    into[:] = _ZEROS
+    fields = (descriptor.number, descriptor.epoch, len(descriptor.pieces))
+    _FIELDS.pack_into(into, 0, _MAGIC, journal_id, *fields, 0, 0, 0, descriptor.data_hash)
     for index, piece in enumerate(descriptor.pieces):
         _PIECE.pack_into(into, _FIELDS.size + index * _PIECE.size, *piece)
-    struct.pack_into("<I", into, 40, crc32c(into))
+    struct.pack_into("<I", into, 40, crc32c(into[: _end(len(descriptor.pieces))]))
 
 
 def parse(block: memoryview, journal_id: bytes, number: int, data_length: int) -> Descriptor:
     """The descriptor of segment ``number``; raises `JournalDamagedError` unless it is that and possible in a data
     region of ``data_length`` bytes."""
-    magic, found_id, found, epoch, count, crc, own_crc, _, _ = _FIELDS.unpack_from(block)
-    bare = bytearray(block)
-    bare[40:44] = bytes(4)
-    if magic != _MAGIC or found_id != journal_id or found != number or crc32c(bare) != own_crc:
+    magic, found_id, found, epoch, count, _, own_crc, _, checksum = _FIELDS.unpack_from(block)
+    if magic != _MAGIC or found_id != journal_id or found != number:
         raise damaged(f"segment {number} is not there")
     if not 0 < count <= BATCH_PIECES:
         raise damaged(f"segment {number} has {count} pieces")
+    end = _end(count)
+    bare = bytearray(block[:end])
+    bare[40:44] = bytes(4)
+    if crc32c(bare) != own_crc or bytes(block[end:]) != _ZEROS[end:]:
+        raise damaged(f"segment {number} is not there")
     pieces = tuple(_PIECE.unpack_from(block, _FIELDS.size + index * _PIECE.size) for index in range(count))
     for offset, length in pieces:
         if (
@@ -101,15 +107,21 @@ def parse(block: memoryview, journal_id: bytes, number: int, data_length: int) -
             or offset > data_length - length
         ):
             raise damaged(f"segment {number} lies outside the data")
-    descriptor = Descriptor(number, epoch, crc, pieces)
+    descriptor = Descriptor(number, epoch, checksum, pieces)
     if descriptor.data_bytes > REQUEST_BYTES:
         raise damaged(f"segment {number} is too long")
     return descriptor
 
 
-def chain(digest: bytes, block: bytes | memoryview) -> bytes:
-    """The digest of everything up to the segment of this descriptor; that of nothing is 32 zeros."""
-    return hashlib.sha256(digest + bytes(block)).digest()
+def chain(digest: bytes, block: memoryview) -> bytes:
+    """The digest of everything up to the segment of this descriptor, one that was built or parsed; that of nothing is
+    32 zeros."""
+    return hashlib.sha256(digest + block[: _end(_FIELDS.unpack_from(block)[4])]).digest()
+
+
+def _end(pieces: int) -> int:
+    """Where so many pieces end in a descriptor."""
+    return _FIELDS.size + pieces * _PIECE.size
 
 
 def unreadable(err: OSError) -> JournalDamagedError:

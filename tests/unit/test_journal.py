@@ -280,7 +280,7 @@ def test_a_forged_segment_is_not_written(bench: Bench, start: bytes, old: bytes)
     assert record is not None and record.segments == 2
     block = aligned_buffer(DESCRIPTOR_BYTES)
     at = MIB + 4096 + DESCRIPTOR_BYTES + BLOCK
-    forged = Descriptor(1, 1, segments.data_crc([(0, memoryview(b"z" * BLOCK))]), ((9 * BLOCK, BLOCK),))
+    forged = Descriptor(1, 1, segments.data_hash([memoryview(b"z" * BLOCK)]), ((9 * BLOCK, BLOCK),))
     build(forged, bytes.fromhex(record.id), block)
     image = disk.image()
     spoiled = bench.disk(image[:at] + bytes(block) + b"z" * BLOCK + image[at + DESCRIPTOR_BYTES + BLOCK :])
