@@ -11,8 +11,8 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from dmsoft.dm import memory
 from dmsoft.dm.cookie import Cookie
@@ -50,11 +50,10 @@ class Barrier:
     guard: Guard
     stall_seconds: float = 0.0
     lower_suspended: bool = False
-    _cookies: list[Callable[[], None]] = field(default_factory=list)
 
     def owes(self, cookie: Cookie) -> None:
         """Wait for that cookie when everything is resumed."""
-        self._cookies.append(cookie.wait)
+        self.guard.owed.append(cookie.wait)
 
     def check(self) -> None:
         """Raise `BarrierLostError` unless the top is still suspended."""
@@ -68,14 +67,19 @@ class Barrier:
 
 @contextlib.contextmanager
 def barrier(
-    names: Names, guard: Guard, *, freeze: bool, lock_timeout: float = 30, deadline: float = DEADLINE_SECONDS
-) -> Iterator[Barrier]:
+    names: Names, guard: Guard, *, freeze: bool, await_udev: bool = True, lock_timeout: float = 30,
+    deadline: float = DEADLINE_SECONDS,
+) -> Iterator[Barrier]:  # fmt: skip
     """Suspend the top, run the block, resume the top; ``freeze`` also freezes the file system on it.
 
     The block must be short and must not fork or log. If it raises, the top is resumed and the exception goes on. Raises
     `BarrierLostError` when the guard had to resume first, and `TrackingLostError` when no new era could begin, so that
     the mirror goes on without tracking. ``stall_seconds`` of the yielded barrier is final afterwards.
+
+    What udev does about the resume is waited for, or with ``await_udev`` false no sooner than the next barrier of this
+    guard or its end: good where the top was resumed as it was, and nothing comes after it that needs a new link.
     """
+    guard.settle()
     top, lower = device(names.top, inner=False), device(names.lower)
     state = Barrier(top, lower, guard)
     if freeze:
@@ -99,8 +103,8 @@ def barrier(
             finally:
                 state.stall_seconds = time.monotonic() - start
                 gc.enable()
-        for wait in state._cookies:
-            wait()
+        if await_udev:
+            guard.settle()
 
 
 def _resume(state: Barrier) -> None:

@@ -54,7 +54,7 @@ class Final:
         coupled = {i for i, job in enumerate(run.jobs) if attachment is not None and job.label in attachment.labels}
         run.progress.phase("final", 0)
         run.running.await_room()
-        with barrier(run.running.names, run.guard, freeze=True) as here:
+        with barrier(run.running.names, run.guard, freeze=True, await_udev=attachment is not None) as here:
             era = run.next_era(here)
             as_of = now()
             fits = self._stage_rest(stage)

@@ -20,7 +20,8 @@ import logging
 import os
 import select
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Never
 
@@ -52,7 +53,7 @@ class Guard:
     """The caller's end. A context manager: the guard process lives as long as the block, and resumes what is suspended
     and still armed at its end. ``fallback`` is the plain linear table of the lower; ``coupled`` says whether the lower
     may be swapped, which takes helpers of its own; ``way_out`` is for a top that cannot be resumed; ``legs`` are those
-    whose tables may be swapped. Enter it while nothing is suspended."""
+    whose tables may be swapped; ``owed`` are the waits for udev that are left. Enter it while nothing is suspended."""
 
     mirror_uuid: str
     top: Device
@@ -61,6 +62,7 @@ class Guard:
     coupled: bool
     way_out: WayOut | None = None
     legs: tuple[Device, ...] = ()
+    owed: list[Callable[[], None]] = field(default_factory=list)
     _pid: int = -1
     _in: int = -1
     _out: int = -1
@@ -96,6 +98,12 @@ class Guard:
         if self._helper is not None:
             self._helper.close()
         self._reap()
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait for udev, as far as nobody has waited for it yet. Raises `CookieTimeoutError`."""
+        while self.owed:
+            self.owed.pop()()
 
     def _reap(self) -> None:
         """Wait for the guard to end, but not for one that is stuck in the kernel: init will have it."""
