@@ -48,6 +48,8 @@ _LOOK_SECONDS = 5.0
 _NAMED = 5
 # So much faster than blocks are written anew, the rest shrinks by a third with each pass.
 _FASTER = 1.5
+# So many batches at least a pass is made of, for every thread of it to have some.
+_BATCHES = 128
 
 
 class UnreadableError(DeviceError):
@@ -219,14 +221,15 @@ class Run:
         total = self.size(self._union())
         staged = sum(job.journal.end.length for job in self.alive if job.journal is not None)
         compare = sum(1 << i for i, job in enumerate(self.jobs) if job.decision.kind == "compare" and self.passes == 1)
+        rows = self._rows()
+        pieces = BATCH_PIECES if self._stages() else min(BATCH_PIECES, len(rows) // _BATCHES + 1)
         copier = Copier(
             self.source, [job.target for job in self.jobs], compare=compare, cancelled=self.cancelled,
-            batch_pieces=BATCH_PIECES, piece_bytes=self.running.block_bytes,
+            batch_pieces=pieces, piece_bytes=self.running.block_bytes,
             read=None if self.throttle is None else self.throttle.read, rescue=self.spares.read,
             on_progress=self._advance, on_checkpoint=lambda offset: self._look_within(copier, until, offset, start),
         )  # fmt: skip
-        rows, tally = self._rows(), copier.tally
-        owed = count(rows, **self._sizes)
+        tally, owed = copier.tally, count(rows, **self._sizes)
         self.progress.phase(
             f"pass {self.passes}", total, staged + total if self._stages() else 0,
             queue=lambda: Queue(owed - tally.requests, tally.requests, tally.failures),

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Copying between disks: a bounded pool of threads, each with one aligned buffer, O_DIRECT on both sides.
 
-Threads take requests in disk order; while one writes, others read. No thread holds the interpreter during I/O. A target
+Threads take requests in disk order; while one writes, others read. No thread holds the interpreter during I/O. Where a
+target takes long for each request, more threads have more of them on their way at once. A target
 that fails is dropped and the others go on; a block of the source that cannot be read is read from elsewhere if that is
 possible, else remembered and skipped.
 """
@@ -25,7 +26,8 @@ REQUEST_BYTES = MIB
 BATCH_PIECES = 250
 """The most pieces that a target is given at once; a descriptor of the journal has room for so many."""
 CHECKPOINT_SECONDS = 30.0
-_WORKERS = 4
+_WORKERS, _MOST_WORKERS = 4, 32
+_SLOW_BYTES = 8 * MIB
 
 Piece = tuple[int, memoryview]
 """Bytes and where in the data region they belong."""
@@ -119,31 +121,30 @@ class Copier:
         self._lock = threading.Lock()
         self._under_way: dict[int, int] = {}
         self._taken = 0
+        self._threads: list[threading.Thread] = []
+        self._free: list[memoryview] = []
+        self._pending: Iterator[list[Request]] = iter(())
+        self._crashes: list[BaseException] = []
 
     def run(self, requests: Iterable[Request]) -> None:
         """Copy them all; raises `CancelledError`; returns early when every target has failed."""
-        pending = batches(requests, batch_bytes=REQUEST_BYTES, most=self.batch_pieces)
-        crashes: list[BaseException] = []
-        # One for what is read, one for what it is compared with; pages that are not touched cost nothing.
-        memory = aligned_buffer(2 * _WORKERS * REQUEST_BYTES)
-        views = [memory[at : at + REQUEST_BYTES] for at in range(0, len(memory), REQUEST_BYTES)]
-        threads = [
-            threading.Thread(
-                target=self._work, args=(pending, crashes, views[n], views[_WORKERS + n]), name=f"copy-{n}", daemon=True
-            )
-            for n in range(_WORKERS)
-        ]
-        for thread in threads:
-            thread.start()
+        self._pending = batches(requests, batch_bytes=REQUEST_BYTES, most=self.batch_pieces)
+        # For what is read, and for what it is compared with; pages that are not touched cost nothing.
+        memory = aligned_buffer(2 * _MOST_WORKERS * REQUEST_BYTES)
+        self._free = [memory[at : at + 2 * REQUEST_BYTES] for at in range(0, len(memory), 2 * REQUEST_BYTES)]
+        for _ in range(_WORKERS):
+            self._hire()
         try:
-            self._wait(threads)
+            self._wait()
         except BaseException:
             self.cancelled.set()
-            for thread in threads:
+            for thread in self._threads:
                 thread.join()
             raise
-        if crashes:
-            raise crashes[0]
+        finally:
+            self._free = []  # locking all memory, as a barrier does, must not find it
+        if self._crashes:
+            raise self._crashes[0]
         if self.cancelled.is_set():
             raise CancelledError("The copy was cancelled.", hint="Run the command again to go on.")
 
@@ -152,52 +153,66 @@ class Copier:
         with self._lock:
             return min(self._under_way.values(), default=self._taken)
 
-    def _wait(self, threads: Sequence[threading.Thread]) -> None:
+    def _wait(self) -> None:
         due = time.monotonic() + CHECKPOINT_SECONDS
-        for thread in threads:
+        for thread in self._threads:  # which may become more
             while thread.is_alive():
                 thread.join(max(0.0, due - time.monotonic()) if self.on_checkpoint else None)
                 if self.on_checkpoint and time.monotonic() >= due and thread.is_alive():
                     self.on_checkpoint(self.floor())
                     due = time.monotonic() + CHECKPOINT_SECONDS
 
-    def _next(self, pending: Iterator[list[Request]]) -> list[Request] | None:
+    def _next(self) -> list[Request] | None:
         with self._lock:
             self._under_way.pop(threading.get_ident(), None)
             if self.cancelled.is_set() or len(self.tally.failed) == len(self.targets):
                 return None
-            batch = next(pending, None)
+            batch = next(self._pending, None)
             if batch is not None:
                 self._under_way[threading.get_ident()] = batch[0].offset
                 self._taken = batch[-1].offset + batch[-1].length
             return batch
 
-    def _work(
-        self, pending: Iterator[list[Request]], crashes: list[BaseException], ours: memoryview, theirs: memoryview
-    ) -> None:
+    def _hire(self) -> None:
+        """One more thread, as long as there is a buffer for it."""
+        with self._lock:
+            if self._free and not self.cancelled.is_set():
+                thread = threading.Thread(
+                    target=self._work, args=(self._free.pop(0),), name=f"copy-{len(self._threads)}", daemon=True
+                )
+                self._threads.append(thread)
+                thread.start()
+
+    def _work(self, buffer: memoryview) -> None:
+        ours, theirs = buffer[:REQUEST_BYTES], buffer[REQUEST_BYTES:]
         try:
-            while (batch := self._next(pending)) is not None:
-                self._copy(batch, ours, theirs)
+            while (batch := self._next()) is not None:
+                if self._copy(batch, ours, theirs) < _SLOW_BYTES:
+                    self._hire()
         except BaseException as err:
-            crashes.append(err)
+            self._crashes.append(err)
             self.cancelled.set()
 
-    def _copy(self, batch: Sequence[Request], ours: memoryview, theirs: memoryview) -> None:
+    def _copy(self, batch: Sequence[Request], ours: memoryview, theirs: memoryview) -> float:
+        """Returns how many bytes a second were written."""
         held: list[tuple[Request, memoryview]] = []
         used = 0
         for request in batch:
             held += self._read(request, ours[used : used + request.length])
             used += request.length
+        start = time.monotonic()
         for index in range(len(self.targets)):
             mine = [(request.offset, data) for request, data in held if request.targets >> index & 1]
             for at in range(0, len(mine), BATCH_PIECES):
                 if index not in self.tally.failed:
                     self._put(index, mine[at : at + BATCH_PIECES], theirs)
+        rate = used / max(time.monotonic() - start, 1e-6)
         done = sum(len(data) for _, data in held)
         with self._lock:
             self.tally.read += done
             self.tally.requests += len(batch)
         self.on_progress(done)
+        return rate
 
     def _read(self, request: Request, data: memoryview) -> list[tuple[Request, memoryview]]:
         """The request and its bytes; if it cannot be read, those pieces of it that can be had."""

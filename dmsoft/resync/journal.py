@@ -88,6 +88,7 @@ class Journal:
         self._broken = False
         self._changed = threading.Condition()
         self._places: list[Place] = []
+        self._blocks: list[memoryview] = []
 
     @classmethod
     def of(cls, record: Record, disk: OpenDisk, region: Region, data: Region, key: bytes) -> "Journal":
@@ -118,8 +119,8 @@ class Journal:
     def put(self, pieces: Sequence[Piece]) -> None:
         """Append a segment. Raises OSError."""
         checksum, shape = segments.data_hash(view for _, view in pieces), tuple((at, len(view)) for at, view in pieces)
-        block = aligned_buffer(DESCRIPTOR_BYTES)
         with self._changed:
+            block = self._blocks.pop() if self._blocks else aligned_buffer(DESCRIPTOR_BYTES)
             descriptor = Descriptor(self.end.segments, self.epoch, checksum, shape)
             at, size = self.end.length, DESCRIPTOR_BYTES + descriptor.data_bytes
             if size > self.room():
@@ -136,6 +137,7 @@ class Journal:
             raise
         finally:
             with self._changed:
+                self._blocks.append(block)
                 self._writing -= 1
                 self._changed.notify_all()
 

@@ -394,3 +394,27 @@ def test_large_buffers_are_aligned_to_huge_pages_and_not_inherited() -> None:
 def _holds(line: str, address: int) -> bool:
     span = line.split(" ", 1)[0].split("-")
     return len(span) == 2 and all(map(str.isalnum, span)) and int(span[0], 16) <= address < int(span[1], 16)
+
+
+def test_a_target_that_takes_long_gets_more_at_once(disks: Disks, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, now, most = threading.Lock(), [0], [0]
+
+    class Watched:
+        def __init__(self, side: Side) -> None:
+            self.side = side
+
+        def put(self, given: Sequence[Piece]) -> None:
+            with lock:
+                now[0] += 1
+                most[0] = max(most[0], now[0])
+            time.sleep(0.02)
+            self.side.put(given)
+            with lock:
+                now[0] -= 1
+
+    for slow, threads in ((0, range(1, 5)), (1 << 60, range(17, 33))):
+        monkeypatch.setattr(copy, "_SLOW_BYTES", slow)
+        most[0] = 0
+        target = disks.target()
+        Copier(disks.source(), [Watched(target)]).run(whole(length=32 * KIB))
+        assert disks.content() == disks.data and most[0] in threads
