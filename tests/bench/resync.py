@@ -1,16 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Catching up a secondary beside other ways to the same end, in a VM: the same dirty set, one way after the other.
+"""Catching up a secondary beside other ways to the same end, in VMs: the same dirty set, one way after the other.
 
 The bare copy is the limit: the same extents by the simplest parallel program with direct I/O. With the journal
-everything is written twice, so it is held against a bare copy that does the same. mdadm re-adds a disk by its bitmap.
+everything is written twice, so it is held against a bare copy that does the same. Peers are mdadm, which re-adds a disk
+by its bitmap, DRBD over the loopback network, and a parallel compare of both disks whole.
+
+``copying`` is everything that grows with what is copied: the passes, flushes, headers, and the application of a
+journal. What a run does once, however little is stale, has rows of its own. A peer's figure is all that it does from
+the return of the disk on, and is held against copying and final barrier together.
 """
 
 import argparse
+import json
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
-from dmsoft.units import MIB
+from dmsoft.units import GIB, MIB
 from tests.bench import guest
 from tests.bench.rows import Row
 from tests.harness import vm
@@ -18,33 +25,68 @@ from tests.harness import vm
 # Times, so at least 0.90 of the bare copy's rate.
 _BAR = 1 / 0.90
 _MOST_COPIED = 1.01
-_CASES = "0.01:scattered,0.1:scattered,0.01:clustered,0.1:clustered,1:all"
-_DATA = 600 * MIB
-_JOURNAL = 700 * MIB
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One VM: how large the disks are, and the dirty sets as share:shape. On the large disks even a small share takes
+    the disk long enough to be measured; a ``delay_ms`` is added to each write of the disk that is caught up."""
+
+    name: str
+    data_bytes: int
+    cases: str
+    delay_ms: int = 0
+
+    @property
+    def disks(self) -> list[vm.Disk]:
+        behind = self.data_bytes + self.journal_bytes + 16 * MIB
+        sizes = {"p": self.data_bytes, "s": behind, "x": behind, "m0": behind, "m1": behind}
+        return [vm.Disk(serial, size=size) for serial, size in sizes.items()]
+
+    @property
+    def journal_bytes(self) -> int:
+        """Room for the largest set."""
+        most = max(float(case.split(":")[0]) for case in self.cases.split(","))
+        return int(1.2 * most * self.data_bytes) + 32 * MIB
+
+
+STAGES = (
+    Stage("large", 6 * GIB, "0.01:scattered,0.01:clustered,0.1:scattered,0.1:clustered"),
+    Stage("small", 800 * MIB, "1:all"),
+    Stage("slow", 800 * MIB, "0.01:scattered,0.1:scattered,0.1:clustered", delay_ms=20),
+)
 
 
 def measure(arguments: list[str]) -> Iterator[Row]:
-    """Rows for each dirty set; ``ours`` and ``reference`` are seconds of copying, or MiB."""
+    """Rows for each dirty set; ``ours`` and ``reference`` are seconds, or MiB."""
     parser = argparse.ArgumentParser(prog="dev bench resync")
-    parser.add_argument("--cases", default=_CASES, help="share:shape of the dirty set (default %(default)s)")
+    parser.add_argument("--stages", default=",".join(stage.name for stage in STAGES), help="default: %(default)s")
+    parser.add_argument("--cases", help="share:shape of the dirty sets, in place of each stage's own")
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     options = parser.parse_args(arguments)
-    sizes = {"p": _DATA, "s": _DATA + _JOURNAL, "x": _DATA + _JOURNAL, "md0": _DATA, "md1": _DATA}
-    disks = [vm.Disk(serial, size=size) for serial, size in sizes.items()]
-    words = [options.cases, str(_JOURNAL), str(options.seed)]
-    for found in guest.figures("tests.bench.resync_guest", words, disks, timeout=1800):
-        yield from _rows(found)
+    for stage in STAGES:
+        if stage.name in options.stages.split(","):
+            cases = [word.split(":") for word in (options.cases or stage.cases).split(",")]
+            plan = {
+                "cases": [[float(share), shape] for share, shape in cases], "seed": options.seed,
+                "journal_bytes": stage.journal_bytes, "delay_ms": stage.delay_ms,
+            }  # fmt: skip
+            for found in guest.figures("tests.bench.resync_guest", [json.dumps(plan)], stage.disks, timeout=1800):
+                yield from _rows(stage, found)
 
 
-def _rows(found: dict[str, Any]) -> Iterator[Row]:
-    case = f"{100 * found['share']:g} % {found['shape']}"
-    yield Row(case, "direct: seconds", found["direct"], found["bare"], "a bare copy", _BAR)
-    yield Row(case, "journal: seconds", found["journal"], found["bare twice"], "a bare copy that writes twice", _BAR)
-    yield Row(case, "direct: seconds", found["direct"], found["mdadm --re-add"], "mdadm --re-add", 1.0)
-    yield Row(case, "direct, all of the command: seconds", found["direct whole"], found["mdadm --re-add"], "mdadm")
-    for way in ("direct", "journal"):
-        yield Row(case, f"{way}: MiB copied", found[f"{way} copied"], found["mib"], "stale MiB", _MOST_COPIED)
-    if not found["journal through the journal"]:
-        raise RuntimeError(f"{case} did not go through the journal")
-    if "compare" in found:
-        yield Row(case, "direct: seconds", found["direct"], found["compare"], "reading both disks whole")
+def _rows(stage: Stage, found: dict[str, Any]) -> Iterator[Row]:
+    case = f"{100 * found['share']:g} % {found['shape']}" + (", slow" if stage.delay_ms else "")
+    direct, journal = found["direct"], found["journal"]
+    if not journal["journal"] or direct["journal"]:
+        raise RuntimeError(f"{case} did not go the way it was meant to")
+    yield Row(case, "direct: copying", direct["copying"], found["bare"], "a bare copy", _BAR)
+    yield Row(case, "journal: copying", journal["copying"], found["bare twice"], "a bare copy that writes twice", _BAR)
+    best = min(found["peers"], key=found["peers"].__getitem__)
+    for name, seconds in found["peers"].items():
+        bar = 1.0 if name == best else None
+        yield Row(case, "direct: copying and barrier", direct["copying"] + direct["barrier"], seconds, name, bar)
+    for way, took in (("direct", direct), ("journal", journal)):
+        yield Row(case, f"{way}: MiB copied", took["mib"], found["mib"], "stale MiB", _MOST_COPIED)
+    for part in ("start", "barrier", "end", "whole"):
+        yield Row(case, f"direct: {part}", direct[part])

@@ -1,39 +1,53 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The VM's part of ``bench resync``: the same dirty set caught up in several ways, one JSON line a case.
-
-Everything is timed from the moment when the way begins to copy to the flush at its end. What a resync does before and
-after (gate, header, sample, barriers) does not grow with the dirty set, and is a figure of its own.
-"""
+"""The VM's part of ``bench resync``: the same dirty sets caught up in several ways, one JSON line a set."""
 
 import contextlib
 import io
 import json
-import mmap
-import os
 import random
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dmsoft.cli import run
 from dmsoft.member import header
+from dmsoft.mirror.job import gate
+from dmsoft.mirror.locate import assemble
+from dmsoft.mirror.names import new_uuid
 from dmsoft.mirror.progress import Planned
-from dmsoft.mirror.sync import Outcome, Request, resync
-from dmsoft.units import KIB, MIB
+from dmsoft.mirror.running import Running
+from dmsoft.mirror.sync import Request, resync
+from dmsoft.resync import steps
+from dmsoft.units import MIB, SECTOR
+from tests.bench.resync_peers import BLOCK, Drbd, Extents, Mdadm, bare, compare, sh, write_set
 
-_BY_ID = Path("/dev/disk/by-id")
-_NAME, _LABEL, _BLOCK = "bench", "s", 64 * KIB
-_REQUEST = MIB
-_WORKERS = 4
+_NAME, _LABEL = "bench", "s"
 _CLUSTER_BLOCKS = 128
-Extents = list[tuple[int, int]]
 
 
-def disk(serial: str) -> str:
-    return str(_BY_ID / f"virtio-{serial}")
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured. ``cases`` are (share, shape) of dirty sets; ``delay_ms``: the disk that is caught up
+    takes so much longer for each write, by dm-delay."""
+
+    cases: list[tuple[float, str]]
+    seed: int
+    journal_bytes: int
+    delay_ms: int = 0
+    peers: bool = True
+
+
+def disk(serial: str, delay_ms: int = 0) -> str:
+    path = f"/dev/disk/by-id/virtio-{serial}"
+    if not delay_ms:
+        return path
+    slow = f"slow-{serial}"
+    if not Path(f"/dev/mapper/{slow}").exists():
+        size = int(sh("blockdev", "--getsize64", path)) // SECTOR
+        sh("dmsetup", "create", slow, "--table", f"0 {size} delay {path} 0 0 {path} 0 {delay_ms}")
+    return f"/dev/mapper/{slow}"
 
 
 def dmsoft(*words: str) -> None:
@@ -44,72 +58,64 @@ def dmsoft(*words: str) -> None:
         raise RuntimeError(f"dmsoft {' '.join(words)}: exit status {code}: {said.getvalue()}")
 
 
-def sh(*argv: str) -> str:
-    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout
-
-
-class Phases:
-    """A reporter that notes when the copying begins."""
+class Clock:
+    """Watches a resync from both ends: its reporter hears of phases, and the steps of the copy are noted."""
 
     def __init__(self) -> None:
-        self.begin = 0.0
+        self.phases: list[tuple[float, str]] = []
+        self.steps: list[tuple[float, str]] = []
 
     def planned(self, plans: list[Planned], bytes_total: int) -> None: ...
 
     def phase(self, name: str, bytes_total: int, bytes_later: int = 0) -> None:
-        self.begin = self.begin or time.monotonic()
+        self.phases.append((time.monotonic(), name))
 
     def advance(self, count: int) -> None: ...
     def note(self, text: str) -> None: ...
 
+    def step(self, text: str) -> None:
+        if text not in ("before copy", "after copy", "before stage", "after stage"):  # one for every request
+            self.steps.append((time.monotonic(), text))
 
-def ours(*, direct: bool) -> tuple[float, float, Outcome]:
-    """Seconds from the first pass on, seconds of the whole, and what was done."""
-    phases, start = Phases(), time.monotonic()
-    outcome, error = resync(Request(_NAME, max_stall=0.05, direct=direct), phases, threading.Event())
+
+@dataclass(frozen=True)
+class Ours:
+    """Seconds. ``start`` is all before the first pass: members found, gate, sample check, first barrier; ``copying``
+    the passes, the rest after the final barrier, flushes, commit, application of the journal and headers; ``barrier``
+    the final one with what prepares it; ``end`` what the primary notes, and the cleaning up."""
+
+    start: float
+    copying: float
+    barrier: float
+    end: float
+    mib: float
+    journal: bool
+
+    @property
+    def whole(self) -> float:
+        return self.start + self.copying + self.barrier + self.end
+
+
+def ours(*, direct: bool) -> Ours:
+    clock, start = Clock(), time.monotonic()
+    steps.watch = clock.step
+    try:
+        outcome, error = resync(Request(_NAME, max_stall=0, direct=direct), clock, threading.Event())
+    finally:
+        steps.watch = None
     end = time.monotonic()
     if error is not None:
         raise error
-    return end - phases.begin, end - start, outcome
-
-
-def bare(source: tuple[str, int], target: tuple[str, int], extents: Extents, *, times: int = 1) -> float:
-    """Seconds of the simplest parallel copy: threads take requests in disk order, with direct I/O, and flush at the
-    end. ``times`` 2: each request is written twice, as a journal does."""
-    requests = iter([r for first, count in extents for r in _requests(first * _BLOCK, count * _BLOCK)])
-    lock = threading.Lock()
-    fds = [os.open(source[0], os.O_RDONLY | os.O_DIRECT), os.open(target[0], os.O_RDWR | os.O_DIRECT)]
-
-    def work() -> None:
-        buffer = memoryview(mmap.mmap(-1, _REQUEST))
-        while True:
-            with lock:
-                request = next(requests, None)
-            if request is None:
-                return
-            offset, length = request
-            os.preadv(fds[0], [buffer[:length]], source[1] + offset)
-            for _ in range(times):
-                os.pwritev(fds[1], [buffer[:length]], target[1] + offset)
-
-    start = time.monotonic()
-    threads = [threading.Thread(target=work) for _ in range(_WORKERS)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    os.fsync(fds[1])
-    seconds = time.monotonic() - start
-    for fd in fds:
-        os.close(fd)
-    return seconds
-
-
-def _requests(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    end = offset + length
-    while offset < end:
-        yield offset, min(_REQUEST, end - offset)
-        offset += _REQUEST
+    first = clock.phases[0][0]
+    final = next(when for when, name in clock.phases if name == "final")
+    # A barrier in which nothing was left to copy is followed by a flush.
+    resumed = next(when for when, _ in clock.steps if when > final)
+    last = clock.steps[-1][0]
+    done = outcome.secondaries[0]
+    return Ours(
+        first - start, final - first + last - resumed, resumed - final, end - last, outcome.bytes_copied / MIB,
+        done.journal,
+    )  # fmt: skip
 
 
 def dirty_set(share: float, shape: str, blocks: int, chance: random.Random) -> Extents:
@@ -121,75 +127,62 @@ def dirty_set(share: float, shape: str, blocks: int, chance: random.Random) -> E
     return [(place * step, step) for place in places]
 
 
-def write_set(path: str, extents: Extents) -> None:
-    fd = os.open(path, os.O_RDWR | os.O_DIRECT)
-    with mmap.mmap(-1, _REQUEST) as buffer:
-        for first, count in extents:
-            for offset, length in _requests(first * _BLOCK, count * _BLOCK):
-                buffer[:4096] = os.urandom(4096)
-                with memoryview(buffer) as view, view[:length] as part:
-                    os.pwritev(fd, [part], offset)
-    os.fsync(fd)
-    os.close(fd)
+def prepare(plan: Plan) -> tuple[tuple[str, int], tuple[str, int], int]:
+    """A mirror of two disks that hold nothing but zeros, so that they are in sync; where the data of its disks lie; and
+    the number of its blocks."""
+    first, second = disk("p"), disk("s", plan.delay_ms)
+    journal = ["--journal-size", str(plan.journal_bytes)]
+    dmsoft("create", _NAME, "--primary", first, "--secondary", f"{_LABEL}={second}", "--block-size", str(BLOCK),
+           *journal, "--yes")  # fmt: skip
+    _assume_equal()
+    found = [header.require(path).payload.regions["data"] for path in (first, second)]
+    return (first, found[0].offset), (second, found[1].offset), found[0].length // BLOCK
 
 
-def mdadm(extents: Extents) -> float:
-    """Seconds from the return of a disk to the end of its recovery by the bitmap."""
-    md = "/dev/md/bench"
-    sh("mdadm", md, "--fail", disk("md1"))
-    sh("mdadm", md, "--remove", disk("md1"))
-    write_set(md, extents)
-    start = time.monotonic()
-    sh("mdadm", md, "--re-add", disk("md1"))
-    subprocess.run(["mdadm", "--wait", md], check=False, capture_output=True)
-    return time.monotonic() - start
+def _assume_equal() -> None:
+    """As if the first copy had been made, which would take most of the time of this benchmark."""
+    running = Running.of(assemble(_NAME))
+    record, token = running.payload.member(_LABEL), new_uuid()
+    assert record is not None
+    sync = record.sync.replace(
+        era=running.current_era(), tracker=running.payload.tracker.id, token=token, consistent=True,
+        consistent_as_of="2026-01-01T00:00:00Z",
+    )  # fmt: skip
+    with gate(running, record) as (gated, found, _):
+        header.write_granted(gated, found.payload.replace(sync=sync), running.assembly.key)
+    with running.writing():
+        running.grant(running.payload.with_member(record.replace(sync=sync, token_confirmed=token)))
 
 
-def prepare(words: Sequence[str]) -> tuple[tuple[str, int], tuple[str, int], int]:
-    """A mirror that is synced once, and where the data of its disks lie; the number of its blocks."""
-    dmsoft("create", _NAME, "--primary", disk("p"), "--secondary", f"{_LABEL}={disk('s')}",
-           "--block-size", str(_BLOCK), "--yes", *words)  # fmt: skip
-    dmsoft("resync", _NAME)
-    found = [header.require(disk(serial)).payload.regions["data"] for serial in ("p", "s")]
-    return (disk("p"), found[0].offset), (disk("s"), found[1].offset), found[0].length // _BLOCK
-
-
-def main(cases: list[tuple[float, str]], journal: str, seed: int) -> None:
-    chance = random.Random(seed)
-    source, target, blocks = prepare(["--journal-size", journal] if journal else [])
-    sh("modprobe", "raid1")
-    Path("/proc/sys/dev/raid/speed_limit_max").write_text("10000000")
-    Path("/proc/sys/dev/raid/speed_limit_min").write_text("1000000")
-    sh("mdadm", "--create", "/dev/md/bench", "--run", "--level=1", "--raid-devices=2", "--bitmap=internal",
-       "--bitmap-chunk=64K", "--assume-clean", disk("md0"), disk("md1"))  # fmt: skip
-    for share, shape in cases:
-        extents = dirty_set(share, shape, blocks, chance)
-        figures: dict[str, object] = {"share": share, "shape": shape, "mib": sum(c for _, c in extents) * _BLOCK / MIB}
-        for way, direct in (("direct", True), ("journal", False)):
+def main(plan: Plan) -> None:
+    chance = random.Random(plan.seed)
+    source, target, blocks = prepare(plan)
+    scratch = (disk("x", plan.delay_ms), target[1])
+    sets = [dirty_set(share, shape, blocks, chance) for share, shape in plan.cases]
+    figures: list[dict[str, object]] = []
+    for (share, shape), extents in zip(plan.cases, sets, strict=True):
+        found: dict[str, object] = {"share": share, "shape": shape, "mib": sum(c for _, c in extents) * BLOCK / MIB}
+        peers: dict[str, float] = {}
+        for way in ("direct", "journal"):
             write_set(f"/dev/mapper/{_NAME}", extents)
-            copy, whole, outcome = ours(direct=direct)
-            figures |= {way: copy, f"{way} whole": whole, f"{way} copied": outcome.bytes_copied / MIB}
-            figures[f"{way} through the journal"] = bool(outcome.secondaries[0].journal)
-        scratch = (disk("x"), target[1])
-        figures |= {"bare": bare(source, scratch, extents), "bare twice": bare(source, scratch, extents, times=2)}
-        figures["mdadm --re-add"] = mdadm(extents)
-        if share >= 1:
-            figures["compare"] = compare(source, target, blocks)
-        print(json.dumps(figures), flush=True)
-
-
-def compare(source: tuple[str, int], target: tuple[str, int], blocks: int) -> float:
-    """Seconds to read both sides whole."""
-    start = time.monotonic()
-    for path, offset in (source, target):
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
-        with mmap.mmap(-1, _REQUEST) as buffer:
-            for at in range(0, blocks * _BLOCK, _REQUEST):
-                os.preadv(fd, [buffer], offset + at)
-        os.close(fd)
-    return time.monotonic() - start
+            took = ours(direct=way == "direct")
+            found[way] = asdict(took) | {"whole": took.whole}
+            if not peers:  # the scratch disk has been equal so far
+                peers["a compare of everything"] = compare(source, scratch, blocks)
+        found |= {"bare": bare(source, scratch, extents), "bare twice": bare(source, scratch, extents, times=2)}
+        figures.append(found | {"peers": peers})
+    dmsoft("stop", _NAME)
+    for peer in (Drbd, Mdadm) if plan.peers else ():
+        made = peer(disk("m0"), disk("m1", plan.delay_ms))
+        for found, extents in zip(figures, sets, strict=True):
+            peers = found["peers"]
+            assert isinstance(peers, dict)
+            peers[made.name] = made.catch_up(extents)
+        made.close()
+    for found in figures:
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":
-    chosen = [(float(share), shape) for share, shape in (word.split(":") for word in sys.argv[1].split(","))]
-    main(chosen, sys.argv[2], int(sys.argv[3]))
+    given = json.loads(sys.argv[1])
+    main(Plan(**given))
