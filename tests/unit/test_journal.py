@@ -311,6 +311,28 @@ def test_a_run_goes_on_with_the_journal_of_one_that_was_cut_off(bench: Bench, st
     assert whole(disk, old, after(old, [first, second])).era == NEW_ERA
 
 
+def test_a_run_does_not_go_on_with_a_forged_segment(bench: Bench, start: bytes, old: bytes) -> None:
+    disk = bench.disk(start)
+    job = job_on(disk)
+    job.open_journal(DATA // 2, direct=False)
+    job.target.put(pieces({3: b"x" * BLOCK}))
+    job.checkpoint(NEW_ERA, 20, TRACKER)
+    found = header.read(disk, key=KEY).header
+    assert found is not None
+    record = recovery.found(disk, found, KEY)
+    assert record is not None and record.segments == 1
+    block = aligned_buffer(DESCRIPTOR_BYTES)
+    forged = Descriptor(0, record.epoch, segments.data_hash([memoryview(b"x" * BLOCK)]), ((9 * BLOCK, BLOCK),))
+    build(forged, bytes.fromhex(record.id), block)
+    disk.pwrite(bytes(block), MIB + 4096)
+    regions = found.payload.regions
+    again = job_on(disk, journal=Journal.of(record, disk, regions["journal"], regions["data"], KEY))
+    with pytest.raises(JournalDamagedError, match="not those that were committed"):
+        resync(again, [{4: b"y" * BLOCK}])
+    assert data_of(disk.image()) == old
+    assert sync_of(reopened(disk)).doubt is not None
+
+
 def test_a_full_journal_gives_way_to_a_direct_copy_that_keeps_what_was_staged(
     bench: Bench, start: bytes, old: bytes
 ) -> None:
