@@ -73,7 +73,7 @@ class Machine:
         return SimpleNamespace(current_era=self.era)
 
     @contextlib.contextmanager
-    def barrier(self, _names: object, _guard: object, *, freeze: bool, await_udev: bool) -> Iterator[Barrier]:
+    def barrier(self, _names: object, _guard: object, *, freeze: bool, await_udev: bool = True) -> Iterator[Barrier]:
         here = cast(Barrier, SimpleNamespace(check=lambda: None, stall_seconds=0.001))
         yield here
         if freeze:
