@@ -3,14 +3,15 @@
 
 A barrier comes first. Then the first write to each block costs a commit of the metadata, which a mirror meets once in
 each interval: the warm-up is what follows a barrier, the run itself what the rest of an interval is like. The mirror
-and its bare primary take turns of ten seconds, and the medians of both are compared.
+and its bare primary take turns of ten seconds, and the medians of both are compared. Both parts together stand for a
+whole default interval, where the working set was marked by the end of the warm-up.
 """
 
 import argparse
 from collections.abc import Iterator
 from typing import Any
 
-from dmsoft.mirror.create import DEFAULT_BLOCK_BYTES
+from dmsoft.mirror.create import DEFAULT_BLOCK_BYTES, DEFAULT_INTERVAL
 from dmsoft.units import KIB, MIB, format_size
 from tests.bench import guest
 from tests.bench.rows import Row
@@ -37,13 +38,18 @@ def measure(arguments: list[str]) -> Iterator[Row]:
     disks = (vm.Disk("primary", size=_DISK), vm.Disk("secondary", size=_DISK), vm.Disk("metadata", size=256 * MIB))
     words = [str(options.seconds), str(options.warm_up), options.sizes, options.loads, options.places]
     for found in guest.figures("tests.bench.write_guest", words, disks, timeout=900 + 2 * seconds):
-        yield from _rows(found)
+        yield from _rows(found, options.warm_up)
 
 
-def _rows(found: dict[str, Any]) -> Iterator[Row]:
+def _rows(found: dict[str, Any], warm_up: int) -> Iterator[Row]:
     case = f"{format_size(found['block_bytes']).replace(' ', '')} {found['place']}"
     bar = _BAR if found["block_bytes"] == DEFAULT_BLOCK_BYTES and found["place"] == "primary" else None
     load = found["load"]
     yield Row(case, f"{load}: ms a request", found["ms"], found["bare_ms"], "the bare primary", bar)
     yield Row(case, f"{load}: after a barrier", found["first_ms"], found["bare_first_ms"], "the bare primary")
+    rest = DEFAULT_INTERVAL - warm_up
+    ours, bare = (
+        DEFAULT_INTERVAL / (warm_up / found[f"{whose}first_ms"] + rest / found[f"{whose}ms"]) for whose in ("", "bare_")
+    )
+    yield Row(case, f"{load}: one barrier in {DEFAULT_INTERVAL:.0f} s", ours, bare, "the bare primary")
     yield Row(case, f"{load}: MiB to copy", found["stale"] / MIB, found["written"] / MIB, "MiB written, repeats too")
