@@ -14,7 +14,7 @@ offset length field
 36     4      zero
 40     4      CRC-32C of this descriptor to the end of the pieces, with this field zero
 44     4      zero
-48     8      XXH3-64 of the data
+48     8      XXH64 of the data
 56     -      for each piece its offset in the data region (8) and length (8), both multiples of 512; then zero
 ====== ====== =====================================================================================
 """
@@ -69,7 +69,7 @@ class Descriptor:
 
 def data_hash(views: Iterable[memoryview]) -> int:
     """The checksum of data, which has to cost much less than writing them."""
-    state = xxhash.xxh3_64()
+    state = xxhash.xxh64()
     for view in views:
         state.update(view)
     return state.intdigest()
