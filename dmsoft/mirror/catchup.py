@@ -41,6 +41,7 @@ from dmsoft.resync.throttle import Throttle
 from dmsoft.units import MIB, format_size
 
 MAX_STAGING_BYTES = 128 * MIB
+_STAGING_MORE = 8 * MIB
 _MAX_PASSES = 12
 _MAX_FINALS = 5
 _FIRST_RATE = 32 * MIB  # bytes a second, until one was measured
@@ -50,6 +51,7 @@ _NAMED = 5
 _FASTER = 1.5
 # So many batches at least a pass is made of, for every thread of it to have some.
 _BATCHES = 128
+_LARGE_BYTES = 128 * MIB
 
 
 class UnreadableError(DeviceError):
@@ -152,13 +154,18 @@ class Run:
         least = 4 * self.running.block_bytes
         return max(least, min(MAX_STAGING_BYTES, int(self.rate * self.max_stall)))
 
+    def staging_bytes(self) -> int:
+        """Memory for the final barrier: for what was left at the last look, and as much again, and some, since it
+        grows until then; more than the budget is another pass's."""
+        return min(2 * self.budget(), 2 * self.size(self._union()) + _STAGING_MORE)
+
     def _needs_pre_copy(self) -> bool:
         return any(job.decision.since is None for job in self.jobs) or self.size(self._union()) > self.budget()
 
     def _roll(self) -> int:
         """A barrier without a freeze, and a flush of the primary; returns the era that began."""
         self.running.await_room()
-        with barrier(self.running.names, self.guard, freeze=False, await_udev=False) as here:
+        with barrier(self.running.names, self.guard, freeze=False) as here:
             era = self.next_era(here)
         self.stalls.append(here.stall_seconds)
         self.running.flush_primary()
@@ -225,7 +232,7 @@ class Run:
         pieces = BATCH_PIECES if self._stages() else min(BATCH_PIECES, len(rows) // _BATCHES + 1)
         copier = Copier(
             self.source, [job.target for job in self.jobs], compare=compare, cancelled=self.cancelled,
-            batch_pieces=pieces, piece_bytes=self.running.block_bytes,
+            large=total >= _LARGE_BYTES, batch_pieces=pieces, piece_bytes=self.running.block_bytes,
             read=None if self.throttle is None else self.throttle.read, rescue=self.spares.read,
             on_progress=self._advance, on_checkpoint=lambda offset: self._look_within(copier, until, offset, start),
         )  # fmt: skip

@@ -49,7 +49,7 @@ class Final:
 
     def _barrier(self, attachment: Attachment | None) -> bool:
         run = self._run
-        stage = Staging(2 * run.budget())
+        stage = Staging(run.staging_bytes())
         inside = Tally.of(len(run.jobs))
         coupled = {i for i, job in enumerate(run.jobs) if attachment is not None and job.label in attachment.labels}
         run.progress.phase("final", 0)

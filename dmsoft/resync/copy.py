@@ -90,11 +90,11 @@ class Copier:
     """Copies requests (ascending offsets, no overlap) from ``source`` to ``targets``.
 
     ``compare``: a bit for each target that is read first and written only where it differs; it must be a `Side`.
-    ``batch_pieces``: how many small requests are gathered before they are written. ``piece_bytes``: in what units a
-    request that cannot be read is tried again; ``rescue`` fills a buffer from elsewhere then and returns whether it
-    could. ``read`` reads the source, when it may. ``on_progress`` is called from the threads with the source bytes each
-    batch has dealt with, and ``on_checkpoint`` from the caller's now and then with an offset below which everything is
-    copied.
+    ``large``: so much is copied that it is worth clearing huge pages; ``batch_pieces``: how many small requests are
+    gathered before they are written. ``piece_bytes``: in what units a request that cannot be read is tried again;
+    ``rescue`` fills a buffer from elsewhere then and returns whether it could. ``read`` reads the source, when it may.
+    ``on_progress`` is called from the threads with the source bytes each batch has dealt with, and ``on_checkpoint``
+    from the caller's now and then with an offset below which everything is copied.
     """
 
     def __init__(
@@ -103,6 +103,7 @@ class Copier:
         targets: Sequence[Target],
         *,
         compare: int = 0,
+        large: bool = False,
         batch_pieces: int = 1,
         piece_bytes: int = REQUEST_BYTES,
         cancelled: threading.Event | None = None,
@@ -113,7 +114,7 @@ class Copier:
     ) -> None:
         self.source, self.targets = source, targets
         self.compare = compare
-        self.batch_pieces, self.piece_bytes = batch_pieces, piece_bytes
+        self.large, self.batch_pieces, self.piece_bytes = large, batch_pieces, piece_bytes
         self.cancelled = cancelled or threading.Event()
         self.read = read or read_all
         self.rescue, self.on_progress, self.on_checkpoint = rescue, on_progress, on_checkpoint
@@ -130,7 +131,7 @@ class Copier:
         """Copy them all; raises `CancelledError`; returns early when every target has failed."""
         self._pending = batches(requests, batch_bytes=REQUEST_BYTES, most=self.batch_pieces)
         # For what is read, and for what it is compared with; pages that are not touched cost nothing.
-        memory = aligned_buffer(2 * _MOST_WORKERS * REQUEST_BYTES)
+        memory = aligned_buffer(2 * _MOST_WORKERS * REQUEST_BYTES, huge=self.large)
         self._free = [memory[at : at + 2 * REQUEST_BYTES] for at in range(0, len(memory), 2 * REQUEST_BYTES)]
         for _ in range(_WORKERS):
             self._hire()

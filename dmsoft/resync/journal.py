@@ -44,10 +44,11 @@ from dmsoft.resync.copy import (
 )
 from dmsoft.resync.segments import DESCRIPTOR_BYTES, Descriptor
 from dmsoft.resync.steps import step
-from dmsoft.units import KIB
+from dmsoft.units import KIB, MIB
 
 _WORKERS = 4
 _SLACK_BYTES = 64 * KIB
+_LARGE_BYTES = 128 * MIB
 
 
 class OpenDisk(Disk, Protocol):
@@ -257,7 +258,7 @@ class _Replay:
 
     def run(self) -> None:
         most = DESCRIPTOR_BYTES + REQUEST_BYTES
-        memory = aligned_buffer(_WORKERS * most)
+        memory = aligned_buffer(_WORKERS * most, huge=self._journal.end.length >= _LARGE_BYTES)
         threads = [
             threading.Thread(
                 target=self._work, args=(memory[n * most : (n + 1) * most],), name=f"apply-{n}", daemon=True

@@ -378,7 +378,7 @@ def test_buffers_are_aligned_for_direct_io() -> None:
 
 def test_large_buffers_are_aligned_to_huge_pages_and_not_inherited() -> None:
     """What a fork shares would be copied under a read that is on its way."""
-    view = aligned_buffer(4 * MIB, present=True)
+    view = aligned_buffer(4 * MIB, huge=True, present=True)
     address = np.frombuffer(view, np.uint8).ctypes.data
     assert len(view) == 4 * MIB and address % (2 * MIB) == 0
     maps = Path("/proc/self/smaps").read_text().split("VmFlags:")
