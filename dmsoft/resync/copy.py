@@ -133,9 +133,9 @@ class Copier:
         # For what is read, and for what it is compared with; pages that are not touched cost nothing.
         memory = aligned_buffer(2 * _MOST_WORKERS * REQUEST_BYTES, huge=self.large)
         self._free = [memory[at : at + 2 * REQUEST_BYTES] for at in range(0, len(memory), 2 * REQUEST_BYTES)]
-        for _ in range(_WORKERS):
-            self._hire()
         try:
+            for _ in range(_WORKERS):
+                self._hire()
             self._wait()
         except BaseException:
             self.cancelled.set()
@@ -181,8 +181,13 @@ class Copier:
                 thread = threading.Thread(
                     target=self._work, args=(self._free.pop(0),), name=f"copy-{len(self._threads)}", daemon=True
                 )
-                self._threads.append(thread)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads are to be had
+                    if not self._threads:
+                        raise
+                else:
+                    self._threads.append(thread)
 
     def _work(self, buffer: memoryview) -> None:
         ours, theirs = buffer[:REQUEST_BYTES], buffer[REQUEST_BYTES:]

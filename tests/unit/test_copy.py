@@ -418,3 +418,22 @@ def test_a_target_that_takes_long_gets_more_at_once(disks: Disks, monkeypatch: p
         target = disks.target()
         Copier(disks.source(), [Watched(target)]).run(whole(length=32 * KIB))
         assert disks.content() == disks.data and most[0] in threads
+
+
+def test_a_machine_that_is_short_of_threads_copies_with_those_it_has(
+    disks: Disks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, left = threading.Thread.start, [2]
+
+    def scarce(thread: threading.Thread) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", scarce)
+    Copier(disks.source(), [disks.target()]).run(whole())
+    assert disks.content() == disks.data
+    left[0] = 0
+    with pytest.raises(RuntimeError, match="new thread"):
+        Copier(disks.source(), [disks.target()]).run(whole())
