@@ -25,18 +25,19 @@ from tests.bench.resync_peers import BLOCK, Drbd, Extents, Mdadm, bare, compare,
 
 _NAME, _LABEL = "bench", "s"
 _CLUSTER_BLOCKS = 128
+_COMPARE = "a compare of everything"
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is to be measured. ``cases`` are (share, shape) of dirty sets; ``delay_ms``: the disk that is caught up
-    takes so much longer for each write, by dm-delay."""
+    takes so much longer for each write, by dm-delay; each way is taken ``rounds`` times, and its best one counts."""
 
     cases: list[tuple[float, str]]
     seed: int
     journal_bytes: int
     delay_ms: int = 0
-    peers: bool = True
+    rounds: int = 1
 
 
 def disk(serial: str, delay_ms: int = 0) -> str:
@@ -90,10 +91,6 @@ class Ours:
     end: float
     mib: float
     journal: bool
-
-    @property
-    def whole(self) -> float:
-        return self.start + self.copying + self.barrier + self.end
 
 
 def ours(*, direct: bool) -> Ours:
@@ -159,28 +156,36 @@ def main(plan: Plan) -> None:
     source, target, blocks = prepare(plan)
     scratch = (disk("x", plan.delay_ms), target[1])
     sets = [dirty_set(share, shape, blocks, chance) for share, shape in plan.cases]
-    figures: list[dict[str, object]] = []
-    for (share, shape), extents in zip(plan.cases, sets, strict=True):
-        found: dict[str, object] = {"share": share, "shape": shape, "mib": sum(c for _, c in extents) * BLOCK / MIB}
-        peers: dict[str, float] = {}
-        for way in ("direct", "journal"):
-            write_set(f"/dev/mapper/{_NAME}", extents)
-            took = ours(direct=way == "direct")
-            found[way] = asdict(took) | {"whole": took.whole}
-            if not peers:  # the scratch disk has been equal so far
-                peers["a compare of everything"] = compare(source, scratch, blocks)
-        found |= {"bare": bare(source, scratch, extents), "bare twice": bare(source, scratch, extents, times=2)}
-        figures.append(found | {"peers": peers})
+    runs: dict[int, dict[str, list[Ours]]] = {}
+    plain: dict[int, dict[str, list[float]]] = {}
+    peers: dict[int, dict[str, list[float]]] = {}
+    for number, extents in enumerate(sets):
+        runs[number] = {"direct": [], "journal": []}
+        plain[number] = {"bare": [], "bare twice": []}
+        peers[number] = {_COMPARE: []}
+        for _ in range(plan.rounds):
+            for way, done in runs[number].items():
+                write_set(f"/dev/mapper/{_NAME}", extents)
+                done.append(ours(direct=way == "direct"))
+                if way == "direct":  # the scratch disk has been equal so far
+                    peers[number][_COMPARE].append(compare(source, scratch, blocks))
+            plain[number]["bare"].append(bare(source, scratch, extents))
+            plain[number]["bare twice"].append(bare(source, scratch, extents, times=2))
     dmsoft("stop", _NAME)
-    for peer in (Drbd, Mdadm) if plan.peers else ():
-        made = peer(disk("m0"), disk("m1", plan.delay_ms))
-        for found, extents in zip(figures, sets, strict=True):
-            peers = found["peers"]
-            assert isinstance(peers, dict)
-            peers[made.name] = made.catch_up(extents)
-        made.close()
-    for found in figures:
-        print(json.dumps(found), flush=True)
+    for kind in (Drbd, Mdadm):
+        peer = kind(disk("m0"), disk("m1", plan.delay_ms))
+        for number, extents in enumerate(sets):
+            peers[number][peer.name] = [peer.catch_up(extents) for _ in range(plan.rounds)]
+        peer.close()
+    for number, (share, shape) in enumerate(plan.cases):
+        best = {way: asdict(min(done, key=lambda took: took.copying)) for way, done in runs[number].items()}
+        print(
+            json.dumps({
+                "share": share, "shape": shape, "mib": sum(c for _, c in sets[number]) * BLOCK / MIB, **best,
+                **{way: min(done) for way, done in plain[number].items()},
+                "peers": {name: min(done) for name, done in peers[number].items()},
+            }), flush=True,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":
