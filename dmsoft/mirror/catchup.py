@@ -27,6 +27,7 @@ import numpy.typing as npt
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import BusyError, DeviceError, DmsoftError
+from dmsoft.mirror import outage
 from dmsoft.mirror.barrier import Barrier, barrier
 from dmsoft.mirror.final import Final
 from dmsoft.mirror.guard import Guard
@@ -46,22 +47,11 @@ _MAX_PASSES = 12
 _MAX_FINALS = 5
 _FIRST_RATE = 32 * MIB  # bytes a second, until one was measured
 _LOOK_SECONDS = 5.0
-_NAMED = 5
 # So much faster than blocks are written anew, the rest shrinks by a third with each pass.
 _FASTER = 1.5
 # So many batches at least a pass is made of, for every thread of it to have some.
 _BATCHES = 128
 _LARGE_BYTES = 128 * MIB
-
-
-class UnreadableError(DeviceError):
-    """Parts of the primary could not be read; all the rest was copied.
-
-    No other secondary had them either. The secondaries keep what they had of those blocks and stay stale there. The
-    primary is failing: look at the kernel log and its SMART state now, and save what you can.
-    """
-
-    code = "primary-unreadable"
 
 
 @dataclass(slots=True)
@@ -313,7 +303,7 @@ class Run:
     def settle(self, tally: Tally) -> None:
         """Take over what a copy failed to do; a job whose target failed is out, or that owes what none could read."""
         for index, err in tally.failed.items():
-            self.fail(self.jobs[index], self._broken(self.jobs[index], err))
+            self.fail(self.jobs[index], outage.of_target(self.jobs[index], err))
         if tally.rescued:
             self.progress.note(
                 f"{format_size(tally.rescued)} of the primary could not be read and were taken from a secondary that "
@@ -324,24 +314,7 @@ class Run:
             if unread and job in self.alive:
                 # Everything else goes to its place, out of the journal as well.
                 self.attempt(job, job.go_direct)
-                self.fail(job, self._unreadable(unread))
-
-    def _broken(self, job: Job, err: OSError) -> DeviceError:
-        if job.journal is None:
-            return DeviceError(f"Writing to {job.label} failed: {err.strerror}.")
-        return DeviceError(
-            f"Writing to the journal of {job.label} failed: {err.strerror}.",
-            hint="Look at the disk's health; `dmsoft resync --direct` does without the journal.",
-        )
-
-    def _unreadable(self, unread: list[Request]) -> UnreadableError:
-        blocks = sorted({each.offset // self.running.block_bytes for each in unread})
-        named = ", ".join(map(str, blocks[:_NAMED])) + (", ..." if len(blocks) > _NAMED else "")
-        what = f"block {named}" if len(blocks) == 1 else f"{len(blocks)} blocks ({named})"
-        return UnreadableError(
-            f"The primary could not be read at {what}, and no secondary here has it; the rest was copied.",
-            hint="The secondaries stay stale. Look at the primary's health now, and save what you can.",
-        )
+                self.fail(job, outage.of_source(unread, self.running.block_bytes))
 
     def attempt(self, job: Job, action: Callable[[], object]) -> object:
         """Do something to one secondary; if that fails the job is out, and the others go on."""

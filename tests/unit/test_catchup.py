@@ -18,10 +18,11 @@ from dmsoft.member.gate import GatedDevice
 from dmsoft.member.payload import MemberRecord, Region, Sync
 from dmsoft.mirror import catchup, final, tracker
 from dmsoft.mirror.barrier import Barrier
-from dmsoft.mirror.catchup import Run, UnreadableError
+from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import decide, go_on
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.names import new_uuid
+from dmsoft.mirror.outage import UnreadableError
 from dmsoft.mirror.progress import Progress, Silent
 from dmsoft.resync import copy, recovery, steps
 from dmsoft.resync.copy import CancelledError, Side
