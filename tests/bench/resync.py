@@ -83,9 +83,9 @@ def _rows(stage: Stage, found: dict[str, Any]) -> Iterator[Row]:
         raise RuntimeError(f"{case} did not go the way it was meant to")
     yield Row(case, "direct: copying", direct["copying"], found["bare"], "a bare copy", _BAR)
     yield Row(case, "journal: copying", journal["copying"], found["bare twice"], "a bare copy that writes twice", _BAR)
-    best = min(found["peers"], key=found["peers"].__getitem__)
+    best = min(seconds for seconds in found["peers"].values() if seconds is not None)
     for name, seconds in found["peers"].items():
-        bar = 1.0 if name == best else None
+        bar = 1.0 if seconds in (best, None) else None  # one that failed is not beaten
         yield Row(case, "direct: copying and barrier", direct["copying"] + direct["barrier"], seconds, name, bar)
     for way, took in (("direct", direct), ("journal", journal)):
         yield Row(case, f"{way}: MiB copied", took["mib"], found["mib"], "stale MiB", _MOST_COPIED)
