@@ -2,12 +2,14 @@
 """Reading while the metadata changes between any two blocks that are read."""
 
 import random
+import threading
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dmsoft.era import ahead
 from dmsoft.era import reader as reader_module
 from dmsoft.era.device import MetadataDevice
 from dmsoft.era.errors import EraBusyError
@@ -35,8 +37,13 @@ def test_nothing_is_missed(
     rng = random.Random(seed)
     kernel = EraKernel(rng, NR, METADATA_BLOCKS, fanout)
     debt = 0.0
+    alone = threading.Lock()
 
     def read(_device: MetadataDevice, block: int, views: list[memoryview]) -> None:
+        with alone:
+            read_alone(block, views)
+
+    def read_alone(block: int, views: list[memoryview]) -> None:
         nonlocal debt
         debt += pace
         for view in views:
@@ -50,6 +57,9 @@ def test_nothing_is_missed(
                 block += 1
 
     monkeypatch.setattr(MetadataDevice, "_read", read)
+    if more < 1:
+        # The array is read in several requests, by threads.
+        monkeypatch.setattr(ahead, "READ_BLOCKS", 16)
     monkeypatch.setattr(reader_module, "_TORN_WAIT_SECONDS", 0)
     path = tmp_path / "metadata"
     path.write_bytes(bytes(len(kernel.image)))
