@@ -3,14 +3,19 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from tests.harness import vm
 
 
-def figures(module: str, arguments: Sequence[str], disks: Sequence[vm.Disk], *, timeout: float) -> list[dict[str, Any]]:
-    """What ``python -m module arguments`` prints, with a dot on standard error for each line as it comes."""
+def figures(
+    module: str, arguments: Sequence[str], disks: Sequence[vm.Disk], *, timeout: float
+) -> Iterator[dict[str, Any]]:
+    """What ``python -m module arguments`` prints, with a dot on standard error for each line as it comes.
+
+    Also what it had printed when it failed; then it raises.
+    """
     text = bytearray()
 
     def take(data: bytes) -> None:
@@ -20,6 +25,7 @@ def figures(module: str, arguments: Sequence[str], disks: Sequence[vm.Disk], *, 
     settings = vm.Options(tuple(disks), memory=1536, cpus=min(2, os.cpu_count() or 1), timeout=timeout)
     result = vm.stream(["python", "-m", module, *arguments], settings, take, lambda data: os.write(2, data))
     os.write(2, b"\n")
+    for line in text[: text.rfind(b"\n") + 1].splitlines():
+        yield json.loads(line)
     if result.status:
         raise RuntimeError(f"the VM's part did not end well: {result.message}")
-    return [json.loads(line) for line in text.splitlines()]
