@@ -7,12 +7,15 @@ good; `status` needs only this one.
 
 Who holds a lock has written into its file who that is. The file outlives a holder that was killed, so its words count
 only while the lock is held and the process they name is alive.
+
+The daemon's catch-ups hold ``operation`` as well, and yield it to whoever asks: a resync that is cut off goes on later.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +31,28 @@ _POLL_SECONDS = 0.02
 # Whoever only looks whether a lock is held takes it for a moment, shared: that is not what makes a command give up.
 _LEAST_SECONDS = 0.1
 _WORDS_BYTES = 4096
+# How long a holder that yields may take for it.
+_YIELD_SECONDS = 30.0
+_yielding = False
 
 Kind = Literal["operation", "kernel"]
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds a lock: its process, the verb it runs ("" if not told), and since when, in seconds of the clock."""
+    """Who holds a lock: its process, the verb it runs ("" if not told), and since when, in seconds of the clock;
+    ``yields``: it lets go of it when it is sent a SIGTERM."""
 
     pid: int
     verb: str
     since: float
+    yields: bool = False
+
+
+def yield_on_sigterm() -> None:
+    """From here on this process is sent a SIGTERM when another command wants an operation lock that it holds, and lets
+    go of it soon after that."""
+    global _yielding  # noqa: PLW0603  # a fact about the process
+    _yielding = True
 
 
 @contextlib.contextmanager
@@ -46,10 +61,12 @@ def locked(
 ) -> Iterator[None]:
     """Hold the mirror's lock of that kind, for ``verb``; raises `BusyError` naming the holder after ``timeout``
     seconds, and `DeviceError`."""
-    fd = opened(mirror_uuid, kind)
+    fd, asked = opened(mirror_uuid, kind), False
     try:
         deadline = time.monotonic() + max(timeout, _LEAST_SECONDS)
         while not _try(fd):
+            if kind == "operation" and not asked and _ask(fd):
+                asked, deadline = True, max(deadline, time.monotonic() + _YIELD_SECONDS)
             if time.monotonic() >= deadline:
                 raise BusyError(
                     f"The mirror {name or mirror_uuid} is busy with {_described(_words(fd))}.",
@@ -57,8 +74,9 @@ def locked(
                 )
             time.sleep(_POLL_SECONDS)
         with contextlib.suppress(OSError):  # a full /run: only the next one's message lacks who we are
+            yields = _yielding and kind == "operation"
             os.ftruncate(fd, 0)
-            os.pwrite(fd, msgspec.json.encode(Holder(os.getpid(), verb, time.time())), 0)
+            os.pwrite(fd, msgspec.json.encode(Holder(os.getpid(), verb, time.time(), yields)), 0)
         yield
     finally:
         os.close(fd)
@@ -124,6 +142,23 @@ def _words(fd: int) -> Holder | None:
     except (msgspec.DecodeError, OSError, OverflowError):
         return None
     return said
+
+
+def _ask(fd: int) -> bool:
+    """Have the holder yield, if it does; returns whether it was asked. A number that was left behind by a process that
+    was killed may be another's by now, which does not have the file open."""
+    said = _words(fd)
+    if said is None or not said.yields:
+        return False
+    mine = os.fstat(fd)
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(f"/proc/{said.pid}/fd"):
+            with contextlib.suppress(OSError):
+                theirs = os.stat(entry.path)
+                if (theirs.st_dev, theirs.st_ino) == (mine.st_dev, mine.st_ino):
+                    os.kill(said.pid, signal.SIGTERM)
+                    return True
+    return False
 
 
 def _described(held: Holder | None) -> str:

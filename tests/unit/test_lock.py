@@ -197,3 +197,49 @@ def test_a_full_run_is_told_apart(run_dir: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(DeviceError, match="cannot be made: No space left") as raised, locked(UUID, "operation"):
         pass
     assert raised.value.hint
+
+
+def words(pid: int) -> bytes:
+    """What a holder that yields writes."""
+    return msgspec.json.encode(lock.Holder(pid, "resync", time.time(), yields=True))
+
+
+def test_a_holder_that_yields_is_asked_once(run_dir: Path, tmp_path: Path) -> None:
+    """It lets go in good order, and whoever asked has the lock then."""
+    program = _HOLD.replace("with lock.locked", "lock.yield_on_sigterm()\nwith lock.locked")
+    program = program.replace("sys.stdin.read()", "told.wait()").replace(
+        "import sys", "import signal, sys, threading\ntold = threading.Event()\n"
+        "signal.signal(signal.SIGTERM, lambda *_: told.set())"
+    )  # fmt: skip
+    argv = [sys.executable, "-c", program, str(run_dir), UUID, "operation"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        with locked(UUID, "operation"):
+            assert process.wait(10) == 0
+
+
+def test_a_kernel_lock_is_never_asked_for(run_dir: Path) -> None:
+    """It is held for moments, and `status` takes it."""
+    with holder(run_dir, "kernel") as process:
+        (run_dir / f"{UUID}.kernel.lock").write_bytes(words(process.pid))
+        with pytest.raises(BusyError), locked(UUID, "kernel"):
+            pytest.fail("two holders")
+        assert process.poll() is None
+    lock.yield_on_sigterm()
+    try:
+        for kind, yields in (("kernel", False), ("operation", True)):
+            with locked(UUID, kind):  # type: ignore[arg-type]
+                said = lock.holder(UUID, kind)  # type: ignore[arg-type]
+                assert said is not None and said.yields is yields
+    finally:
+        lock._yielding = False
+
+
+def test_whoever_has_the_number_of_a_dead_holder_is_left_alone(run_dir: Path) -> None:
+    """The file still names it, while somebody else has the lock and has not written yet."""
+    with subprocess.Popen(["sleep", "60"]) as other, holder(run_dir):
+        (run_dir / f"{UUID}.operation.lock").write_bytes(words(other.pid))
+        with pytest.raises(BusyError), locked(UUID, "operation"):
+            pytest.fail("two holders")
+        assert other.poll() is None
+        other.kill()
