@@ -4,7 +4,7 @@
 import logging
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dmsoft.errors import DeviceError
 
@@ -25,14 +25,17 @@ class CommandError(DeviceError):
 
 
 def run(
-    argv: Sequence[str], *, success: Sequence[int] = (0,), timeout: float = 60, data: bytes | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    """Run ``argv`` to its end and return its output; ``data`` is its standard input. Raises `CommandError`."""
+    argv: Sequence[str], *, success: Sequence[int] = (0,), timeout: float = 60, data: bytes | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> subprocess.CompletedProcess[bytes]:  # fmt: skip
+    """Run ``argv`` to its end and return its output; ``data`` is its standard input, ``environment`` what it has beside
+    the usual one. Raises `CommandError`."""
     log.debug("+ %s", shlex.join(argv))
     try:
         done = subprocess.run(
-            argv, env=_ENVIRONMENT, capture_output=True, timeout=timeout, check=False, input=data or b""
-        )
+            argv, env={**(environment or {}), **_ENVIRONMENT}, capture_output=True, timeout=timeout, check=False,
+            input=data or b"",
+        )  # fmt: skip
     except FileNotFoundError as err:
         raise CommandError(f"{argv[0]} is not installed.", hint=f"Install the package that has {argv[0]}.") from err
     except subprocess.TimeoutExpired as err:

@@ -4,15 +4,37 @@
 import click
 
 from dmsoft.cli.options import dry_run_option, json_option
+from dmsoft.errors import DmsoftError, UsageError
 from dmsoft.report.output import emit, say
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--all", "everything", is_flag=True, help="Stop every mirror that runs.")
 @dry_run_option
 @json_option
-def stop(name: str, dry_run: bool, as_json: bool) -> None:
-    """Stop the mirror NAME; its device must not be in use."""
+def stop(name: str | None, everything: bool, dry_run: bool, as_json: bool) -> None:
+    """Stop the mirror NAME; its device must not be in use.
+
+    With --all those that can be stopped are, and the first error of another decides the exit status.
+    """
+    from dmsoft.mirror.start import running_mirrors
+
+    if everything == (name is not None):
+        raise UsageError("Name one mirror, or give --all.", hint="Try 'dmsoft stop --help'.")
+    first = None
+    for each in running_mirrors() if name is None else [name]:
+        try:
+            _stop(each, dry_run=dry_run, as_json=as_json)
+        except DmsoftError as err:
+            first = first or err
+            if err is not first:
+                say(f"{each}: {err.message}", err=True)
+    if first is not None:
+        raise first
+
+
+def _stop(name: str, *, dry_run: bool, as_json: bool) -> None:
     from dmsoft.mirror.start import standing
     from dmsoft.mirror.start import stop as take_down
 

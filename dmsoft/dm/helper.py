@@ -152,6 +152,11 @@ def isolate(*keep: int) -> None:
     device (a lock lives while a copy of its file does)."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.SIG_IGN)
+    close_files(*keep)
+
+
+def close_files(*keep: int) -> None:
+    """The part of `isolate` that is about files; those of the terminal lead nowhere afterwards."""
     os.chdir("/")
     for entry in os.listdir("/proc/self/fd"):
         number = int(entry)

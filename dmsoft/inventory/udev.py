@@ -5,6 +5,7 @@ Links under /dev are read from the file system: they are what udev left there an
 database is asked for properties, and for links that another device with the same name has taken over.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -86,6 +87,12 @@ class Udev:
                 continue
             if stat.S_ISBLK(status.st_mode):
                 yield entry.name, (os.major(status.st_rdev), os.minor(status.st_rdev))
+
+
+def prepare() -> None:
+    """Load libudev, so that forks of this process need not look for it."""
+    with contextlib.suppress(ImportError):
+        _context()
 
 
 @functools.cache

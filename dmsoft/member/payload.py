@@ -118,7 +118,7 @@ class MemberRecord(Value, frozen=True):
     ``pending_most``: the highest S that may stand beside ``token_pending``; None while the mirror runs on since that
     token was drawn. A primary put back from an image of its middle knows the token, but not what came after. ``rate``
     is what its last copy moved, in bytes a second. ``verify_next``: the block at which a verify goes on;
-    ``verified_at``: when its last full round ended without a mismatch.
+    ``verified_at``: when its last full round ended without a mismatch. ``expect_seconds``: how long it may be away.
     """
 
     label: Label
@@ -135,6 +135,7 @@ class MemberRecord(Value, frozen=True):
     rate: Bytes | None = None
     verify_next: Count = 0
     verified_at: Time | None = None
+    expect_seconds: Seconds | None = None
 
 
 class MetadataRecord(Value, frozen=True):

@@ -8,7 +8,7 @@ import msgspec
 from dmsoft.dm.failures import SuspendedError
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.spread import spread
-from dmsoft.errors import NotFoundError
+from dmsoft.errors import DmsoftError, NotFoundError
 from dmsoft.member import regions
 from dmsoft.mirror import locate
 from dmsoft.mirror.decision import Decision, decide, from_record
@@ -80,3 +80,26 @@ def _current_era(running: Running) -> int | None:
     # While a mirror is stopped or suspended its metadata lie still.
     with running.era_reader() as reader:
         return None if reader.is_zero() else reader.superblock().current_era
+
+
+class StaleSets:
+    """W(S) for each S asked for, read once; None when the metadata cannot answer."""
+
+    def __init__(self, running: Running) -> None:
+        self._running = running
+        self._known: dict[int, BlockSet | None] = {}
+
+    def get(self, decision: Decision) -> BlockSet | None:
+        nr_blocks = regions.nr_blocks(self._running.data.length, self._running.block_bytes)
+        if decision.since is None:
+            return BlockSet.full(nr_blocks)
+        if decision.since not in self._known:
+            self._known[decision.since] = self._read(decision.since)
+        return self._known[decision.since]
+
+    def _read(self, era: int) -> BlockSet | None:
+        try:
+            with self._running.era_reader() as reader:
+                return reader.written_since(era).blocks
+        except DmsoftError:
+            return None

@@ -6,8 +6,8 @@ what is not known is null.
 """
 
 import contextlib
-import datetime
 import os
+import time
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,13 +19,15 @@ from dmsoft.dm.targets import EraStatus
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.spread import spread
 from dmsoft.errors import BusyError, DmsoftError, NotFoundError, NotRootError
-from dmsoft.member import keys, regions
+from dmsoft.member import keys
 from dmsoft.member.payload import MemberRecord, Secondary
 from dmsoft.member.record import record_of
-from dmsoft.mirror import locate, lower, plug, registry
+from dmsoft.mirror import bulletin, locate, lower, plug, promise, registry
 from dmsoft.mirror.at_work import RunView, at_work
+from dmsoft.mirror.bulletin import Word
 from dmsoft.mirror.decision import Decision, decide, from_record
 from dmsoft.mirror.generation import Direction, direction
+from dmsoft.mirror.missing import StaleSets
 from dmsoft.mirror.names import PREFIX, Names
 from dmsoft.mirror.running import Running, is_active, node_path
 from dmsoft.mirror.start import doubt_of
@@ -61,7 +63,8 @@ class SecondaryView(msgspec.Struct, frozen=True):
     """``stale_map``: how much of each of up to 40 equal parts of the device is stale, in percent. ``journal``: what a
     resync that was cut off left in it; a committed one counts, and ``consistent_as_of`` is its point in time, while
     ``synced_era`` and what is stale are of the data region as it lies there. ``catch_up_seconds``: how long a resync
-    would take at the rate of the last one."""
+    would take at the rate of the last one. ``interval_seconds`` and ``expect_seconds`` are what was promised of it: how
+    far it may lag, and how long it may be away."""
 
     label: str
     uuid: str
@@ -81,6 +84,8 @@ class SecondaryView(msgspec.Struct, frozen=True):
     away_since: str | None = None
     catch_up_seconds: float | None = None
     verified_at: str | None = None
+    interval_seconds: float | None = None
+    expect_seconds: float | None = None
 
 
 class Alert(msgspec.Struct, frozen=True):
@@ -120,7 +125,8 @@ def status(name: str | None = None) -> StatusView:
     if name is not None and name not in known:
         raise NotFoundError(f"There is no mirror named {name}.", hint="`dmsoft status` lists the mirrors there are.")
     wanted = [name] if name is not None else sorted(known)
-    return StatusView(tuple(_mirror(each, known[each], seen) for each in wanted))
+    word = bulletin.read()
+    return StatusView(tuple(view_of(each, known[each], seen, word) for each in wanted))
 
 
 def _known(seen: locate.Census) -> dict[str, str]:
@@ -133,7 +139,8 @@ def _known(seen: locate.Census) -> dict[str, str]:
     return found
 
 
-def _mirror(name: str, uuid: str, seen: locate.Census) -> MirrorView:
+def view_of(name: str, uuid: str, seen: locate.Census, word: Word | None) -> MirrorView:
+    """One mirror, from the disks ``seen`` and what a daemon has said of it."""
     names = Names(name, uuid)
     active = is_active(names)
     try:
@@ -142,7 +149,7 @@ def _mirror(name: str, uuid: str, seen: locate.Census) -> MirrorView:
         raise
     except DmsoftError as err:
         return _without_primary(names, active, seen, err)
-    return _Observer(running, active, seen).view()
+    return _Observer(running, active, seen, word).view()
 
 
 def _without_primary(names: Names, active: bool, seen: locate.Census, err: DmsoftError) -> MirrorView:
@@ -179,6 +186,7 @@ class _Observer:
     running: Running
     active: bool
     seen: locate.Census
+    word: Word | None = None
     doubt: str | None = None
     run: RunView | None = None
 
@@ -188,9 +196,10 @@ class _Observer:
         self.run = at_work(payload.mirror_uuid)
         era, current = self._era(alerts)
         self._judge(alerts)
-        stale = _StaleSets(running)
+        stale = StaleSets(running)
         secondaries = tuple(self._secondary(record, current, stale, alerts) for record in payload.members)
         self._torn(alerts)
+        self._said(alerts)
         primary = PrimaryView(running.assembly.primary_device.path, self._primary(alerts))
         return MirrorView(
             payload.mirror_name, payload.mirror_uuid, self.active, payload.mode, running.names.top.path,
@@ -263,8 +272,30 @@ class _Observer:
                     )
                 )
 
+    def _said(self, alerts: list[Alert]) -> None:
+        """What the daemon knows and the disks do not tell."""
+        if self.word is None or not self.active:
+            return
+        alerts += [Alert(*each) for each in self.word.of(self.running.payload.mirror_uuid).alerts]
+        if not self.word.alive:
+            what = "The daemon ended without notice, so nothing keeps what is promised. Start it again"
+            alerts.append(Alert("monitor-dead", f"{what} (`dmsoft monitor`), or remove {bulletin.PATH}."))
+
+    def _promised(
+        self, record: MemberRecord, state: State, as_of: str | None, lag: float | None, alerts: list[Alert]
+    ) -> None:
+        """A lag is promised while a daemon is there to keep it, and for a disk that is here."""
+        if state in ("away", "missing"):
+            since = record.away_since if state == "away" else as_of
+            if (late := promise.overdue(record, since, time.time())) is not None:
+                alerts.append(Alert("secondary-overdue", late))
+            return
+        kept = self.word is not None and self.active and state in ("current", "stale", "syncing")
+        if kept and (late := promise.missed(record, lag)) is not None:
+            alerts.append(Alert("lag-missed", late))
+
     def _secondary(
-        self, record: MemberRecord, current: int | None, stale: "_StaleSets", alerts: list[Alert]
+        self, record: MemberRecord, current: int | None, stale: "StaleSets", alerts: list[Alert]
     ) -> SecondaryView:
         running, label = self.running, record.label
         placed, left = running.assembly.secondaries.get(label), None
@@ -289,17 +320,21 @@ class _Observer:
             state, share = "syncing", self.run.share
         if state in _BAD:
             alerts.append(Alert(f"secondary-{state}", f"{label}: {reason or decision.reason}."))
-        as_of = left.sync.consistent_as_of if left is not None and left.committed else sync.consistent_as_of
+        told = left.sync if left is not None and left.committed else sync
+        as_of = told.consistent_as_of
+        held = None if self.word is None else self.word.of(running.payload.mirror_uuid).held.get(label)
+        lag = _lag(promise.clean_until(as_of, told.token, held), blocks, state)
+        self._promised(record, state, as_of, lag, alerts)
         return SecondaryView(
             label, record.member_uuid, None if device is None else device.path, state, ViaView(record.via.type),
             record.mode, sync.era,
             None if blocks is None else blocks.count(),
             None if blocks is None else self._bytes(blocks),
-            _lag(as_of, blocks, state), as_of, reason or decision.reason, share,
+            lag, as_of, reason or decision.reason, share,
             None if blocks is None else spread(blocks, _MAP_PARTS), None if left is None else left.state,
             record.away_since if state == "away" else None,
             None if blocks is None or not record.rate else round(self._bytes(blocks) / record.rate, 1),
-            record.verified_at,
+            record.verified_at, record.interval_seconds, record.expect_seconds,
         )  # fmt: skip
 
     def _bytes(self, blocks: BlockSet) -> int:
@@ -334,39 +369,13 @@ class _Observer:
         return ("away", None) if record.away_since is not None else ("missing", "its disk is not here")
 
 
-class _StaleSets:
-    """W(S) for each S asked for, read once; None when the metadata cannot answer."""
-
-    def __init__(self, running: Running) -> None:
-        self._running = running
-        self._known: dict[int, BlockSet | None] = {}
-
-    def get(self, decision: Decision) -> BlockSet | None:
-        nr_blocks = regions.nr_blocks(self._running.data.length, self._running.block_bytes)
-        if decision.since is None:
-            return BlockSet.full(nr_blocks)
-        if decision.since not in self._known:
-            self._known[decision.since] = self._read(decision.since)
-        return self._known[decision.since]
-
-    def _read(self, era: int) -> BlockSet | None:
-        try:
-            with self._running.era_reader() as reader:
-                return reader.written_since(era).blocks
-        except DmsoftError:
-            return None
-
-
-def _lag(as_of: str | None, blocks: BlockSet | None, state: State) -> float | None:
-    """Seconds between now and the point in time the disk stands for; 0 while it misses nothing."""
+def _lag(clean_until: float | None, blocks: BlockSet | None, state: State) -> float | None:
+    """Seconds between now and the last moment of which the disk has everything; 0 while it misses nothing."""
     if state == "attached":
         return None  # md does not tell how much it holds back
     if blocks is not None and not blocks:
         return 0.0
-    if as_of is None:
-        return None
-    then = datetime.datetime.fromisoformat(as_of)
-    return max(0.0, round((datetime.datetime.now(datetime.UTC) - then).total_seconds(), 1))
+    return None if clean_until is None else max(0.0, round(time.time() - clean_until, 1))
 
 
 def summary(view: SecondaryView) -> str:

@@ -15,13 +15,13 @@ from dmsoft.mirror.names import Names
 def note(names: Names, label: str, number: str) -> None:
     """Remember that the disk ``number`` may be unplugged."""
     with contextlib.suppress(OSError):
-        _path(names, label).write_text(_appearance(number))
+        _path(names, label).write_text(appearance(number))
 
 
 def waits(names: Names, label: str, number: str) -> bool:
     """Whether the disk ``number`` was let go of and has not been unplugged since."""
     try:
-        return _path(names, label).read_text() == _appearance(number)
+        return _path(names, label).read_text() == appearance(number)
     except OSError:
         return False
 
@@ -35,8 +35,8 @@ def _path(names: Names, label: str) -> Path:
     return RUN_DIR / f"{names.mirror_uuid}.{label}.ejected"
 
 
-def _appearance(number: str) -> str:
-    """OSError where the kernel does not count."""
+def appearance(number: str) -> str:
+    """This plug-in of the disk ``number``, told apart from every other one. OSError where the kernel does not count."""
     folder = Path(f"/sys/dev/block/{number}").resolve(strict=True)
     whole = folder.parent if (folder / "partition").exists() else folder
     return f"{number} {(whole / 'diskseq').read_text().strip()}"

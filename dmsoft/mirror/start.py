@@ -19,7 +19,7 @@ from dmsoft.mirror import attach, canary, dropped, job, locate, lower, plug, reg
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards, takes_discards
 from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.names import Names, Node
+from dmsoft.mirror.names import PREFIX, Names, Node
 from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, likely_shielded, lower_linear, shield, untracked_top
 from dmsoft.mirror.running import Running, guard_of, is_active, way_out_of
 from dmsoft.mirror.untracked import hold_era, zero_metadata
@@ -255,6 +255,11 @@ def stop(name: str) -> bool:
                 stopped(Running.of(locate.assemble(name)))
         dismantle([*inner_nodes(names), names.top])
         return active
+
+
+def running_mirrors() -> list[str]:
+    """Names of the mirrors whose top stands, in alphabetical order."""
+    return sorted(info.name for info in devices(PREFIX) if info.uuid.endswith("-top"))
 
 
 def standing(name: str) -> list[str]:

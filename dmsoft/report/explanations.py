@@ -72,6 +72,32 @@ _ALERTS = {
         "One of the two copies of a member's header is damaged.\n\nThe other one counts, and the next write of the"
         " header mends it. A power cut can do that; seen again and again, it is a sign of a failing disk."
     ),
+    "lag-missed": (
+        "A secondary lags further than was promised.\n\nThe alert has both figures. The daemon tries all the time, so"
+        " either a catch-up takes longer than the interval, or it fails, of which there is an alert of its own. If that"
+        " stays, the secondary needs a longer interval or a faster disk."
+    ),
+    "secondary-overdue": (
+        "A disk is away for longer than it was expected to be.\n\nIts copy gets old: plug it in, and it catches up. How"
+        " often it is expected was given with --expect-every."
+    ),
+    "monitor-dead": (
+        "The daemon that keeps the mirrors as promised died.\n\nNothing is lost by that, but nothing is caught up any"
+        " more by itself. `systemctl restart dmsoftd` or `dmsoft monitor` starts it again; `journalctl -u dmsoftd` may"
+        " tell why it ended."
+    ),
+    "catch-up-failed": (
+        "The daemon could not catch a secondary up.\n\nThe alert has the reason, in the words of `dmsoft resync`. It"
+        " tries again, less and less often. What the secondary holds is as true as before."
+    ),
+    "rescue-failed": (
+        "The daemon could not uncouple a secondary that fails, or mend the tracking.\n\nThe alert has the reason. It"
+        " tries again. `dmsoft start NAME` does the same for the tracking, `dmsoft resync NAME` for a secondary."
+    ),
+    "not-answering": (
+        "A look at a mirror or a change to it has no end.\n\nA disk, or the kernel, keeps the daemon's process that is"
+        " at it. Other mirrors go on. See `journalctl -k` for the disk, and unplug it if it is a secondary."
+    ),
 }  # fmt: skip
 
 # What `dmsoft devices` notes beside the refusals of the gate.

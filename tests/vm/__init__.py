@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.vm.rig")
+pytest.register_assert_rewrite("tests.vm.rig", "tests.vm.monitor_bed")

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the daemon knows of a mirror, and what can be done for it: values that pass between it and its workers.
+
+Times are seconds, of a clock that only goes forward where they are moments.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from dmsoft.member.payload import Mode
+from dmsoft.mirror.observe import Alert, State
+
+Tracking = Literal["ok", "filling", "failed", "suspended"]
+Kind = Literal["look", "pulse", "shed", "mend", "catch-up"]
+
+
+class SecondaryFacts(msgspec.Struct, frozen=True):
+    """``here``: this plug-in of its disk, None while it is not here or waits to be unplugged; ``token`` of its header;
+    ``lag`` None if nobody knows."""
+
+    label: str
+    state: State
+    mode: Mode
+    interval: float
+    here: str | None = None
+    token: str | None = None
+    lag: float | None = None
+    copied: bool = False
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """A full look at a running mirror, which reads the headers of the disks. ``tracked`` False: tracking was given
+    up."""
+
+    active: bool
+    tracked: bool
+    secondaries: tuple[SecondaryFacts, ...] = ()
+    alerts: tuple[Alert, ...] = ()
+
+
+class Pulse(msgspec.Struct, frozen=True):
+    """A quick look that reads no disk: how the tracking is, and coupled secondaries that fail."""
+
+    tracking: Tracking
+    failing: tuple[str, ...] = ()
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What came of one secondary in a catch-up; ``error`` None when it is done."""
+
+    label: str
+    kind: str
+    bytes_copied: int = 0
+    consistent_as_of: str | None = None
+    error: str | None = None
+
+
+class CaughtUp(msgspec.Struct, frozen=True):
+    parts: tuple[Part, ...]
+    seconds: float
+    stall_ms: float
+    converged: bool = True
+
+
+class Shed(msgspec.Struct, frozen=True):
+    """Secondaries that were uncoupled because they fail."""
+
+    labels: tuple[str, ...] = ()
+
+
+class Mended(msgspec.Struct, frozen=True):
+    """``doubt``: why tracking began anew, None if there was nothing to mend; ``untracked``: why there is none."""
+
+    doubt: str | None = None
+    untracked: str | None = None
+
+
+Result = Facts | Pulse | CaughtUp | Shed | Mended
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A worker's error: as a verb reports it."""
+
+    code: str
+    message: str
+    exit_code: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """Something for a worker to do; ``labels`` for a catch-up."""
+
+    kind: Kind
+    labels: tuple[str, ...] = ()
+
+    @property
+    def looks_only(self) -> bool:
+        return self.kind in ("look", "pulse")
