@@ -17,7 +17,7 @@ from dmsoft import __version__
 from dmsoft.errors import DmsoftError, NotRootError
 
 VERBS = (
-    "create", "add", "remove", "start", "stop", "destroy", "status", "stale", "resync", "eject", "verify",
+    "create", "add", "remove", "start", "stop", "destroy", "status", "wait", "stale", "resync", "eject", "verify",
     "devices", "examine", "doctor", "monitor", "explain",
 )  # fmt: skip
 _ROOTLESS = {"explain"}

@@ -6,6 +6,7 @@ import click
 from dmsoft.cli.options import (
     confirm,
     dry_run_option,
+    expect_option,
     force_option,
     interval_option,
     journal_option,
@@ -25,21 +26,22 @@ from dmsoft.report.output import emit, say, tables
 @mode_option
 @via_option
 @interval_option
+@expect_option
 @journal_option
 @force_option
 @dry_run_option
 @yes_option
 @json_option
 def add(
-    name: str, device: str, mode: Mode, vias: tuple[str, ...], interval: float, journal_size: int | None,
-    force: bool, dry_run: bool, yes: bool, as_json: bool,
+    name: str, device: str, mode: Mode, vias: tuple[str, ...], interval: float, expects: tuple[str, ...],
+    journal_size: int | None, force: bool, dry_run: bool, yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Add a secondary to the mirror NAME, running or not. What is on the device is lost."""
     from dmsoft.mirror.members import add as attach
     from dmsoft.mirror.members import free_label
 
     word = device if "=" in device and device[:1] not in ("/", ".") else f"{free_label(name)}={device}"
-    (spec,) = secondaries([word], vias, mode, interval, journal_size)
+    (spec,) = secondaries([word], vias, mode, interval, journal_size, expects)
     if not dry_run:
         attach(name, spec, force=force, dry_run=True)
         confirm(f"Everything on {spec.device} will be lost. Go on?", yes=yes)

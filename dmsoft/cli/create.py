@@ -8,6 +8,7 @@ from dmsoft.cli.options import (
     allow_discards_option,
     confirm,
     dry_run_option,
+    expect_option,
     force_option,
     interval_option,
     journal_option,
@@ -31,6 +32,7 @@ from dmsoft.units import format_size
 @mode_option
 @via_option
 @interval_option
+@expect_option
 @click.option(
     "--block-size", type=SizeType(), default=None, metavar="SIZE", help="Unit of tracking and copying. [default: 1M]"
 )
@@ -43,8 +45,8 @@ from dmsoft.units import format_size
 @json_option
 def create(
     name: str, primary: str, words: tuple[str, ...], mode: Mode, vias: tuple[str, ...], interval: float,
-    block_size: int | None, metadata: str | None, journal_size: int | None, force: bool, dry_run: bool, yes: bool,
-    as_json: bool,
+    expects: tuple[str, ...], block_size: int | None, metadata: str | None, journal_size: int | None, force: bool,
+    dry_run: bool, yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Make the mirror NAME of a primary and its secondaries, and start it.
 
@@ -54,7 +56,7 @@ def create(
     from dmsoft.mirror.create import DEFAULT_BLOCK_BYTES, MirrorSpec
     from dmsoft.mirror.create import create as make
 
-    specs = secondaries(words, vias, mode, interval, journal_size)
+    specs = secondaries(words, vias, mode, interval, journal_size, expects)
     block_bytes = DEFAULT_BLOCK_BYTES if block_size is None else block_size
     spec = MirrorSpec(name, primary, specs, mode, interval, block_bytes, metadata, force)
     if not dry_run:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dmsoft.errors import UsageError
-from dmsoft.member.payload import Mode
+from dmsoft.member.payload import MAX_SECONDS, Mode
 from dmsoft.mirror.names import check_label
 from dmsoft.units import parse_duration, parse_size
 
@@ -89,6 +89,10 @@ interval_option = click.option(
     "--interval", type=DurationType(), default="5m", show_default=True, metavar="TIME",
     help="How far a periodic secondary may lag, such as 30s, 5m or 1d.",
 )  # fmt: skip
+expect_option = click.option(
+    "--expect-every", "expects", multiple=True, metavar="[LABEL=]TIME",
+    help="How long a disk may be away before that is an alert, such as 7d; for all secondaries, or the one named.",
+)  # fmt: skip
 allow_discards_option = click.option(
     "--allow-discards", is_flag=True, is_eager=True, expose_value=False, callback=_refuse_discards,
     help="Refused: discards would leave secondaries stale without a record.",
@@ -100,7 +104,12 @@ journal_option = click.option(
 
 
 def secondaries(
-    words: Sequence[str], vias: Sequence[str], mode: Mode, interval: float, journal: int | None
+    words: Sequence[str],
+    vias: Sequence[str],
+    mode: Mode,
+    interval: float,
+    journal: int | None,
+    expects: Sequence[str] = (),
 ) -> "tuple[SecondarySpec, ...]":
     """The ``[LABEL=]DEV`` and ``[LABEL=]WAY`` arguments as specs. Labels not given are s1, s2 and so on."""
     from dmsoft.mirror.create import SecondarySpec  # other verbs than create and add need nothing of it
@@ -110,11 +119,34 @@ def secondaries(
     spare = (f"s{n}" for n in range(1, 1000) if f"s{n}" not in taken)
     named = [(next(spare) if label is None else label, device) for label, device in pairs]
     ways = _ways(vias, [label for label, _ in named])
+    expected = _expected(expects, [label for label, _ in named])
     specs = []
     for label, device in named:
         cache, delay = _way(ways.get(label, "direct"))
-        specs.append(SecondarySpec(check_label(label), device, mode, cache, delay, interval, journal))
+        specs.append(
+            SecondarySpec(check_label(label), device, mode, cache, delay, interval, journal, expected.get(label))
+        )
     return tuple(specs)
+
+
+def _expected(words: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    """Seconds by label; what names one counts more than what is for all."""
+    everyone: dict[str, float] = {}
+    named: dict[str, float] = {}
+    for word in words:
+        label, equals, text = word.rpartition("=")
+        if equals and label not in labels:
+            raise UsageError(
+                f"--expect-every names {label}, which is no secondary here.", hint=f"They are {', '.join(labels)}."
+            )
+        seconds = parse_duration(text)
+        if not 0 < seconds <= MAX_SECONDS:
+            raise UsageError(f"No disk can be expected every {text}.", hint="Choose a time such as 1d or 7d.")
+        if equals:
+            named[label] = seconds
+        else:
+            everyone = dict.fromkeys(labels, seconds)
+    return everyone | named
 
 
 def _labelled(word: str) -> tuple[str | None, str]:

@@ -49,7 +49,7 @@ DEFAULT_INTERVAL = 300.0
 @dataclass(frozen=True, slots=True)
 class SecondarySpec:
     """A secondary as asked for. ``cache`` is the device of a writecache leg, ``delay_ms`` of a delay leg;
-    ``interval`` in seconds; ``journal_bytes`` None takes the default."""
+    ``interval`` in seconds; ``journal_bytes`` None takes the default; ``expect``: seconds that it may be away."""
 
     label: str
     device: str
@@ -58,6 +58,7 @@ class SecondarySpec:
     delay_ms: int | None = None
     interval: float = DEFAULT_INTERVAL
     journal_bytes: int | None = None
+    expect: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +254,7 @@ def secondary_headers(
         via = Via(type="writecache", cache_uuid=cache.member_uuid, cache_identity=store.identity)
     record = MemberRecord(
         label=spec.label, member_uuid=secondary.member_uuid, identity=disk.identity, mode=spec.mode, via=via,
-        interval_seconds=spec.interval,
+        interval_seconds=spec.interval, expect_seconds=spec.expect,
     )  # fmt: skip
     return headers, record
 

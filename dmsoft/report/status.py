@@ -76,8 +76,12 @@ def _work(run: RunView) -> str:
 def _absence(view: SecondaryView) -> str:
     """Since when a disk is away, and what it would take to catch up."""
     text = f"away since {time_text(view.away_since or '')}"
+    if view.stale_blocks:
+        text += f"; misses {count(view.stale_blocks, 'block')} ({summary(view)})"
     if view.catch_up_seconds:
         text += f"; catching up takes about {format_duration(view.catch_up_seconds)}"
+    if view.expect_seconds:
+        text += f"; expected every {format_duration(view.expect_seconds)}"
     return f"{text}; {view.reason}." if view.device is not None else f"{text}."
 
 

@@ -313,3 +313,18 @@ def test_status_alone_does_not_load_what_it_does_not_need() -> None:
     loaded = set(done.stdout.split())
     assert cli.__name__ in loaded
     assert not loaded & {"rich", "numpy", "pyudev", "dmsoft.cli.create"}
+
+
+def expects(*words: str, labels: tuple[str, ...] = ("one", "two")) -> list[float | None]:
+    devices = [f"{label}=/dev/{label}" for label in labels]
+    return [spec.expect for spec in secondaries(devices, (), "periodic", 300.0, None, words)]
+
+
+def test_how_often_a_disk_is_expected() -> None:
+    assert expects() == [None, None]
+    assert expects("7d") == [7 * 86400.0, 7 * 86400.0]
+    assert expects("two=1h") == [None, 3600.0]
+    assert expects("two=1h", "1d") == expects("1d", "two=1h") == [86400.0, 3600.0]
+    for bad in ("x", "0s", "nobody=7d", "one=", "99999999999w"):
+        with pytest.raises(UsageError):
+            expects(bad)

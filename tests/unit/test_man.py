@@ -27,6 +27,7 @@ from dmsoft.mirror.observe import Alert, EraView, MirrorView, PrimaryView, Secon
 from dmsoft.mirror.progress import Planned
 from dmsoft.mirror.start import Started
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
+from dmsoft.mirror.waiting import Waited
 from dmsoft.report.explanations import known
 from tests import header_model, mirror_model
 
@@ -118,6 +119,7 @@ def test_every_state_is_there() -> None:
 VIEWS = {
     "status": (StatusView, MirrorView, EraView, PrimaryView, SecondaryView, Alert),
     "stale": (Missing,),
+    "wait": (Waited,),
     "resync": (Planned, Outcome, SecondaryOutcome),
     "create": (Created,),
     "start": (Started,),

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from dmsoft.units import MIB
-from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, refused, table
+from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, refused, table, wait_until
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -56,6 +56,60 @@ def test_disks_take_turns(rig: Rig) -> None:
         missed[leaver] = set()
         rig.equal(leaver)
         assert rig.secondary(leaver)["away_since"] is None
+
+
+@pytest.mark.parametrize("rounds", [3, pytest.param(15, marks=pytest.mark.slow)])
+def test_three_disks_rotate(rig: Rig, rounds: int) -> None:
+    """One is here, two are away; each gets exactly what was written since it left, and is whole when it leaves."""
+    labels = {"east": "s0", "west": "s1", "vault": "s2"}
+    disks = {label: rig.disks[serial] for label, serial in labels.items()}
+    rig.create("--expect-every", "1h", "--expect-every", "vault=1s", primary=rig.cut("p0", SIZE), **disks)
+    rig.resync()
+    missed: dict[str, set[int]] = {label: set() for label in labels}
+    left: dict[str, str] = {}
+
+    def written() -> None:
+        blocks = rig.chance.sample(range(25), rig.chance.randrange(1, 6))
+        rig.write(*blocks)
+        for each in missed.values():
+            each.update(blocks)
+
+    def leaves(label: str) -> None:
+        done = ok("eject", NAME, label, "--json").json
+        assert done["resync"]["bytes_copied"] == len(missed[label]) * MIB
+        missed[label], left[label] = set(), done["consistent_as_of"]
+        rig.equal(label)
+        rig.disks.unplug(labels[label])
+
+    for label in ("west", "vault"):
+        written()
+        leaves(label)
+    here = "east"
+    for _ in range(rounds):
+        written()
+        comes = rig.chance.choice([label for label in labels if label != here])
+        rig.disks.replug(labels[comes])
+        assert rig.secondary_header(comes).sync.consistent_as_of == left[comes]
+        assert rig.stale(comes) == missed[comes]
+        done = rig.resync(comes)
+        assert (done["kind"], done["bytes_copied"]) == ("incremental", len(missed[comes]) * MIB)
+        missed[comes] = set()
+        assert ok("wait", NAME, comes, "--json").json["state"] == "current"
+        written()
+        leaves(here)
+        here = comes
+        gone = [label for label in labels if label != here]
+        if "vault" in gone:
+            wait_until("it is overdue", lambda: dmsoft("status", NAME).code == 9)
+        views = {each["label"]: each for each in rig.status(9 if "vault" in gone else 0)["secondaries"]}
+        assert {label: views[label]["state"] for label in gone} == dict.fromkeys(gone, "away")
+        assert all(views[label]["stale_blocks"] == len(missed[label]) and views[label]["away_since"] for label in gone)
+        assert all(views[label]["catch_up_seconds"] is not None for label in gone)
+        if "vault" in gone:
+            (alert,) = rig.status(9)["alerts"]
+            assert alert["code"] == "secondary-overdue" and alert["summary"].startswith("vault is away for ")
+    assert ok("wait", NAME, gone[0], "--until", "away", "--timeout", "5s").code == 0
+    assert "is away and not current after" in refused(1, "wait", NAME, gone[0], "--timeout", "1s")
 
 
 def test_a_coupled_disk_leaves_as_a_whole_copy(rig: Rig) -> None:
