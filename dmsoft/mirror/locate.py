@@ -8,16 +8,18 @@ is the member. A header on another device than the one it was written for is a c
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError, RefusedError
 from dmsoft.inventory.sysfs import HOST, BlockDevice, all_devices
 from dmsoft.member import header, keys, regions
-from dmsoft.member.header import HeaderBadError
+from dmsoft.member.header import HeaderBadError, Scan
 from dmsoft.member.identity import identify, identity_of, matches
 from dmsoft.member.keys import KeyFileError
 from dmsoft.member.payload import AnyPayload, Cache, Identity, Metadata, Primary, Secondary
 from dmsoft.mirror import registry
 from dmsoft.mirror.names import PREFIX
+from dmsoft.mirror.patience import patiently
 from dmsoft.mirror.plan import Placed
 
 # Reading these could spin up a motor, hang or make no sense.
@@ -123,25 +125,22 @@ class Census:
 
 
 def census(devices: Iterable[BlockDevice] | None = None) -> Census:
-    """Read the header of every block device that could be a member."""
+    """Read the header of every block device that could be a member, and wait for none that does not answer."""
     everything = list(all_devices() if devices is None else devices)
     by_name = {device.name: device for device in everything}
     members, broken = [], []
     candidates = [device for device in everything if _candidate(device, by_name)]
     asleep = _asleep(candidates, everything)
-    for device in candidates:
-        if device in asleep:
-            continue
-        try:
-            scan = header.read(device.path, key=keys.load)
-            if scan.header is not None:
-                regions.check(scan.header.payload, device.size_bytes)
-        except (MetadataError, KeyFileError) as err:
+    wanted = [device for device in candidates if device not in asleep]
+    for device, answer in zip(wanted, patiently([partial(_scan, device) for device in wanted]), strict=True):
+        scan, err = (None, None) if answer is None else answer
+        if isinstance(err, MetadataError | KeyFileError):
             broken.append((device.path, err.message))
-            continue
-        except DmsoftError:
+        elif err is not None and not isinstance(err, DmsoftError):
+            raise err
+        elif scan is None:
             continue  # a disk that cannot be read is no member that can be used; it shows as missing
-        if scan.header is not None:
+        elif scan.header is not None:
             torn = any(copy.status != "ok" for copy in scan.copies)
             members.append(Member(device, scan.header.payload, scan.header.verified, torn, scan.doubt))
         elif scan.is_member:
@@ -165,6 +164,13 @@ def _sleeps(device: BlockDevice) -> bool:
         return HOST.is_asleep(HOST.device(device.name))
     except DmsoftError:
         return True  # it is going away
+
+
+def _scan(device: BlockDevice) -> Scan:
+    scan = header.read(device.path, key=keys.load)
+    if scan.header is not None:
+        regions.check(scan.header.payload, device.size_bytes)
+    return scan
 
 
 def _is_same(path: str, recorded: Identity) -> bool:
