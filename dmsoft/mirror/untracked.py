@@ -15,6 +15,7 @@ import contextlib
 from dmsoft.dm import memory
 from dmsoft.dm.device import Device
 from dmsoft.dm.targets import Table
+from dmsoft.era.errors import EraBusyError
 from dmsoft.errors import DeviceError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.gate import open_exclusive
 from dmsoft.mirror import attach, canary, tracker
@@ -32,7 +33,7 @@ _AND = ", and then: "
 
 
 def trouble(running: Running) -> str | None:
-    """Why the running mirror does not track, or will not for long; None if all is well.
+    """Why the running mirror does not track, or will not for long, or in vain; None if all is well.
 
     Full metadata are given time to be digested first. The answer to it is `mend`.
     """
@@ -44,6 +45,8 @@ def trouble(running: Running) -> str | None:
         return "the era metadata failed"
     try:
         running.await_room()
+        with running.era_reader() as reader, contextlib.suppress(EraBusyError):
+            reader.written_since(0)  # all of it: the kernel may go on with what it holds in memory
     except NoRoomError:
         return "the era metadata is full" if not running.era_status().failed else "the era metadata failed"
     except (DeviceError, MetadataError, NotFoundError) as err:
