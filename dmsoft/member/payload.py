@@ -119,6 +119,8 @@ class MemberRecord(Value, frozen=True):
     token was drawn. A primary put back from an image of its middle knows the token, but not what came after. ``rate``
     is what its last copy moved, in bytes a second. ``verify_next``: the block at which a verify goes on;
     ``verified_at``: when its last full round ended without a mismatch. ``expect_seconds``: how long it may be away.
+    ``sequence`` is that of its header when a run last began or ended; a disk whose header has a lower one is an older
+    copy. ``suspect``: why nothing is copied onto it before a person asks for it.
     """
 
     label: Label
@@ -136,6 +138,8 @@ class MemberRecord(Value, frozen=True):
     verify_next: Count = 0
     verified_at: Time | None = None
     expect_seconds: Seconds | None = None
+    sequence: Count | None = None
+    suspect: Reason | None = None
 
 
 class MetadataRecord(Value, frozen=True):

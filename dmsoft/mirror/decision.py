@@ -105,12 +105,17 @@ def _mismatch(primary: Primary, record: MemberRecord, sync: Sync, current_era: i
         return "tracking began anew since its last resync"
     if sync.token is None or sync.token not in (record.token_pending, record.token_confirmed):
         return "its last resync is not the one that the primary remembers: one of them was put back from an older copy"
+    if current_era is None:
+        return "the current era is not known"
+    return ahead(record, sync, current_era)
+
+
+def ahead(record: MemberRecord, sync: Sync, current_era: int | None) -> str | None:
+    """Why a secondary of the same tracker life has something that the primary has not, None if it has not."""
     latest = max(sync.era or 0, sync.partial.until if sync.partial else 0)
     if sync.token == record.token_pending and latest > _most(record):
         return "its last resync ended after the state that the primary was put back to"
-    if current_era is None:
-        return "the current era is not known"
-    if latest > current_era:
+    if current_era is not None and latest > current_era:
         return f"it was synced up to era {latest}, which the primary has not reached"
     return None
 

@@ -31,7 +31,7 @@ from dmsoft.units import format_size
 @dataclass(slots=True)
 class Job:
     """``header`` is the secondary's as last written; ``owed`` what is still to be copied; ``error`` set means that this
-    secondary is out of the run.
+    secondary is out of the run. ``differs``: a block of it that should be equal to the primary's is not.
 
     ``journal`` is where copies go while it is set, else straight to their places. ``held`` is what disk and journal
     hold together: S and what lies beyond it, as in `Sync`.
@@ -50,6 +50,7 @@ class Job:
     held: tuple[int | None, Partial | None] = (None, None)
     written: int = 0
     spoiled: bool = False
+    differs: bool = False
     error: DmsoftError | None = None
 
     @property
@@ -225,10 +226,11 @@ class Job:
 @contextlib.contextmanager
 def opened(
     running: Running, record: MemberRecord, current_era: int | None, *,
-    attach: bool = False, dry_run: bool = False, direct: bool = False,
+    attach: bool = False, dry_run: bool = False, direct: bool = False, unattended: bool = False,
 ) -> Iterator[Job]:  # fmt: skip
     """Open the secondary of ``record`` through the gate and decide what it needs; ``dry_run``: write nothing at all;
-    ``direct``: a journal is not gone on with; ``attach``: it is to be coupled at the end.
+    ``direct``: a journal is not gone on with; ``attach``: it is to be coupled at the end; ``unattended``: a disk that
+    is not what it says is not written, not even that it is not.
 
     Raises `NotFoundError` when it is not here, `DivergedError`, and whatever gate and header have to say.
     """
@@ -240,7 +242,7 @@ def opened(
             staged = recovery.found(disk, found, job.key)
         goes_on = job.decision.since is not None or job.decision.partial is not None
         if goes_on and (staged is None or not staged.committed):
-            _sample(running, job, dry_run=dry_run)
+            _sample(running, job, note=not (dry_run or unattended))
         if staged is not None and job.decision.kind == "incremental":
             _go_on(running, record, job, staged, current_era, direct=direct or job.attach)
         yield job
@@ -330,8 +332,9 @@ def _go_on(
         job.journal = Journal.of(staged, job.disk, places["journal"], places["data"], job.key)
 
 
-def _sample(running: Running, job: Job, *, dry_run: bool) -> None:
-    """Compare a few clean blocks before S is believed; a difference turns the job into a compare."""
+def _sample(running: Running, job: Job, *, note: bool) -> None:
+    """Compare a few clean blocks before S is believed; a difference turns the job into a compare, and with ``note`` its
+    header says so."""
     decision = job.decision
     with running.primary_side() as primary:
         try:
@@ -348,7 +351,8 @@ def _sample(running: Running, job: Job, *, dry_run: bool) -> None:
     if offset is None:
         return
     reason = f"a block that should be equal differs from the primary (at byte {offset})"
-    if not dry_run:
+    job.differs = True
+    if note:
         job.doubt(reason)
     job.decision = Decision("compare", reason)
     job.held = (None, None)

@@ -25,7 +25,7 @@ def pending(running: Running, jobs: Sequence[Job]) -> None:
         payload = payload.with_member(
             record.replace(
                 token_pending=each.token, token_confirmed=confirmed, sync=sync, away_since=None,
-                pending_most=None,
+                pending_most=None, sequence=each.header.sequence, suspect=None,
             )
         )  # fmt: skip
         plug.forget(running.names, each.label)
@@ -37,7 +37,7 @@ def untracked(running: Running, jobs: Sequence[Job]) -> None:
     for each in jobs:
         record = payload.member(each.label)
         if record is not None and each.error is None:
-            payload = payload.with_member(record.replace(sync=each.payload.sync))
+            payload = payload.with_member(record.replace(sync=each.payload.sync, sequence=each.header.sequence))
     running.grant(payload)
 
 
@@ -50,7 +50,8 @@ def confirmed(running: Running, jobs: Sequence[Job], rate: int | None) -> None:
             continue
         payload = payload.with_member(
             record.replace(
-                token_pending=None, token_confirmed=each.token, sync=each.payload.sync, rate=rate or record.rate
+                token_pending=None, token_confirmed=each.token, sync=each.payload.sync, rate=rate or record.rate,
+                sequence=each.header.sequence,
             )
         )  # fmt: skip
         floor = max(floor, each.payload.sync.era or 0)

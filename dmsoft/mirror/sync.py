@@ -11,12 +11,14 @@ import msgspec
 
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import attach, job, locate, lower, notes, plug, proof, untracked
+from dmsoft.mirror import attach, job, locate, lower, notes, plug, proof, tracker, trust, untracked
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
+from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
+from dmsoft.mirror.plan import leg_nodes
 from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.proof import Proved
 from dmsoft.mirror.running import NoRoomError, Running, guard_of
@@ -66,7 +68,8 @@ class Outcome(msgspec.Struct, frozen=True):
 class Request:
     """What the caller wants: ``labels`` empty means every secondary that is here. ``max_stall`` in seconds; ``direct``:
     no journal is used; ``leaving``: those named are to be unplugged, so they are not coupled afterwards; ``rate``: how
-    fast the primary is read while others use it."""
+    fast the primary is read while others use it; ``unattended``: no person asked for it, so a disk that is not as it
+    was left is left alone."""
 
     name: str
     labels: tuple[str, ...] = ()
@@ -75,6 +78,7 @@ class Request:
     direct: bool = False
     leaving: bool = False
     rate: Limit = ADAPTIVE
+    unattended: bool = False
 
     def couples(self, record: MemberRecord) -> bool:
         """Whether the secondary is to be written behind by the kernel at the end."""
@@ -202,9 +206,13 @@ def _open(
             if not wanted.dry_run:
                 attach.claim(running, record.label)
             opening = job.opened(
-                running, record, era, attach=wanted.couples(record), dry_run=wanted.dry_run, direct=wanted.direct
-            )
-            jobs.append(stack.enter_context(opening))
+                running, record, era, attach=wanted.couples(record), dry_run=wanted.dry_run, direct=wanted.direct,
+                unattended=wanted.unattended,
+            )  # fmt: skip
+            opened = stack.enter_context(opening)
+            if wanted.unattended:
+                _require_trust(running, record, opened, era, dry_run=wanted.dry_run)
+            jobs.append(opened)
         except MetadataError:
             raise
         except DmsoftError as err:
@@ -212,6 +220,21 @@ def _open(
                 raise
             errors[record.label] = err
     return jobs, errors
+
+
+def _require_trust(running: Running, record: MemberRecord, opened: Job, era: int | None, *, dry_run: bool) -> None:
+    """Raise what speaks against copying onto this disk while no person asks for it, and let go of it. A disk that is
+    not what its header says is not written; the primary remembers it."""
+    why = trust.objection(running.payload, record, opened.header, opened.disk.scan, era, differs=opened.differs)
+    if why is None:
+        return
+    if not dry_run:
+        dismantle(leg_nodes(running.names, record.label))
+    if opened.differs and not dry_run:
+        suspect = tracker.doubted(record, opened.decision.reason).replace(suspect=opened.decision.reason[:200])
+        with running.writing():
+            running.withdraw(running.payload.with_member(suspect))
+    raise why
 
 
 def _planned(running: Running, each: Job, *, direct: bool) -> Planned:
