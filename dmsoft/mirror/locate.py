@@ -213,6 +213,8 @@ def primary_of(name: str, seen: Census) -> Member:
     """The primary of the mirror ``name``; raises `NotFoundError`, or `DuplicateError` for two mirrors of a name."""
     known = next((e for e in registry.entries() if e.name == name), None)
     found = [m for m in seen.primaries() if m.payload.mirror_name == name]
+    # A disk with a forged header must not keep the mirror from its user; alone it is told what it is.
+    found = [m for m in found if m.verified] or found
     if known is not None:
         found = [m for m in found if m.payload.mirror_uuid == known.mirror_uuid]
         bad = None if found else seen.broken_at(known.primary)
@@ -230,7 +232,8 @@ def primary_of(name: str, seen: Census) -> Member:
     if len({m.payload.member_uuid for m in found}) > 1:
         paths = ", ".join(m.device.path for m in found)
         raise DuplicateError(f"{paths} are primaries of mirrors named {name}.", hint="Unplug the one you do not mean.")
-    member = seen.find(found[0].payload.member_uuid, found[0].payload.identity, key_required=False)
+    first = found[0]
+    member = seen.find(first.payload.member_uuid, first.payload.identity, key_required=first.verified is True)
     if member is None:
         raise NotFoundError(f"There is no mirror named {name}.")
     return member
