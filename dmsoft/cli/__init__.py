@@ -17,8 +17,8 @@ from dmsoft import __version__
 from dmsoft.errors import DmsoftError, NotRootError
 
 VERBS = (
-    "create", "add", "remove", "start", "stop", "destroy", "status", "wait", "stale", "resync", "eject", "verify",
-    "devices", "examine", "doctor", "monitor", "explain",
+    "create", "add", "remove", "start", "stop", "destroy", "status", "wait", "stale", "resync", "attach", "eject",
+    "verify", "devices", "examine", "doctor", "monitor", "explain",
 )  # fmt: skip
 _ROOTLESS = {"explain"}
 

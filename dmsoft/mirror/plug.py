@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which plug-in of a disk was let go of, so that dmsoft itself does not take it back while it waits for a hand.
+"""Which plug-in of a disk was let go of, so that dmsoft itself does not take it back while it waits for a hand: a
+secondary that was ejected, and the primary of a mirror that was stopped.
 
 The kernel numbers every appearance of a disk (``diskseq``, since 5.15). The note in /run is a courtesy: without it a
 disk that was let go of counts as returned, and the header's word that it is away stands until the next resync.
@@ -11,9 +12,12 @@ from pathlib import Path
 from dmsoft.mirror.lock import RUN_DIR
 from dmsoft.mirror.names import Names
 
+PRIMARY = "primary"
+"""Stands for a label, which no secondary can have."""
+
 
 def note(names: Names, label: str, number: str) -> None:
-    """Remember that the disk ``number`` may be unplugged."""
+    """Remember that the disk ``number`` was let go of."""
     with contextlib.suppress(OSError):
         _path(names, label).write_text(appearance(number))
 

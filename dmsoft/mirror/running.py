@@ -103,9 +103,7 @@ class Running:
                 f"The mirror {self.names.name} is not running.",
                 hint=f"Start it with `dmsoft start {self.names.name}`.",
             )
-        major, minor = map(int, self.assembly.primary.number.split(":"))
-        standing = [device(node) for node in (self.names.lower, self.names.primary)]
-        if not any((major, minor) in each.deps() for each in standing if each.info() is not None):
+        if not self.stands_on(self.assembly.primary.number):
             raise DeviceError(
                 f"The mirror {self.names.name} still stands on a disk that was unplugged.",
                 hint="It is back: unmount the mirror, stop it and start it again.",
@@ -116,6 +114,12 @@ class Running:
         reads and writes the disks below it."""
         info = device(self.names.top).require()
         return Throttle(limit, functools.partial(Counters.of, info.number), cancelled)
+
+    def stands_on(self, number: str) -> bool:
+        """Whether the kernel has the data of the mirror on that disk."""
+        major, minor = map(int, number.split(":"))
+        standing = [device(node) for node in (self.names.lower, self.names.primary)]
+        return any((major, minor) in each.deps() for each in standing if each.info() is not None)
 
     def era_status(self, *, lock_timeout: float = 30) -> EraStatus:
         """Status of the top under the kernel lock: asked of a suspended era device it would never return.

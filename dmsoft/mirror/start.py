@@ -70,6 +70,7 @@ def start(name: str) -> Started:
 def started(running: Running) -> Started:
     """`start` for a caller that holds the operation lock. Of a mirror that runs it mends the tracking."""
     already = is_active(running.names)
+    plug.forget(running.names, plug.PRIMARY)
     if already:
         _resume_left(running)
     doubt = _mended(running) if already else _bring_up(running)
@@ -252,7 +253,9 @@ def stop(name: str) -> bool:
         if active:
             require_unused(names)
             with contextlib.suppress(NotFoundError):
-                stopped(Running.of(locate.assemble(name)))
+                running = Running.of(locate.assemble(name))
+                stopped(running)
+                plug.note(names, plug.PRIMARY, running.assembly.primary.number)
         dismantle([*inner_nodes(names), names.top])
         return active
 

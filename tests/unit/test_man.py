@@ -15,6 +15,7 @@ import pytest
 from dmsoft.cli import VERBS, dmsoft
 from dmsoft.doctor.finding import Checkup, Finding
 from dmsoft.errors import DmsoftError
+from dmsoft.hotplug.arrival import Arrival
 from dmsoft.inventory.candidates import Candidate, Verdict
 from dmsoft.member import prefix
 from dmsoft.member.examination import Examination
@@ -123,6 +124,7 @@ VIEWS = {
     "resync": (Planned, Outcome, SecondaryOutcome),
     "create": (Created,),
     "start": (Started,),
+    "attach": (Arrival,),
     "devices": (Survey, Candidate, Verdict),
     "examine": (Examination,),
     "doctor": (Checkup, Finding),
