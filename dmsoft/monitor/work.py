@@ -90,9 +90,10 @@ def _tracking(names: Names) -> Tracking:
 
 
 def catch_up(names: Names, labels: tuple[str, ...], cancelled: threading.Event) -> CaughtUp:
-    """The secondaries of ``labels``, as `dmsoft resync` does it; what fails of one does not keep the others."""
+    """The secondaries of ``labels``, as `dmsoft attach` does it: a disk in doubt waits for a person. What fails of one
+    does not keep the others."""
     yield_on_sigterm()
-    outcome, error = sync.resync(Request(names.name, labels), Silent(), cancelled)
+    outcome, error = sync.resync(Request(names.name, labels, unattended=True), Silent(), cancelled)
     if error is not None and not outcome.secondaries:
         raise error
     return _told(outcome)
