@@ -291,9 +291,11 @@ class Keeper:
             care.retry_at = now
             if care.facts.mode == "write-behind":
                 care.since, care.proved_writes = now, self._act_writes
-            if self._untracked:
+            if result.converged:
+                continue
+            if self._untracked:  # and the run could not begin it anew
                 care.retry_at = now + max(UNTRACKED_SECONDS, 10 * seconds)
-            elif not result.converged:
+            else:
                 care.urgent, care.retry_at = True, now + min(care.facts.interval, FIRST_BACKOFF)
 
     def _told(self, part: Part, result: CaughtUp) -> Event:

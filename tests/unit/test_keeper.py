@@ -300,6 +300,17 @@ def test_without_tracking_not_every_interval_compares_everything() -> None:
     assert world.now - began >= keepers.UNTRACKED_SECONDS
 
 
+def test_once_a_catch_up_has_begun_tracking_anew_all_is_as_before() -> None:
+    world = World(secondary(state="current"))
+    world.seen = facts(secondary(state="unknown"), tracked=False)
+    world.keeper.plugged(world.now)
+    assert world.until(1) == Action("catch-up", ("one",))
+    world.catch_up("one")
+    world.settle()
+    world.writes += 1
+    assert world.until(INTERVAL) == Action("catch-up", ("one",))
+
+
 def test_a_worker_without_an_end_is_told_of_and_not_repeated() -> None:
     world = World(secondary())
     world.keeper.plugged(world.now)
