@@ -15,7 +15,8 @@ from dmsoft.mirror.execute import device
 from dmsoft.mirror.guard import resume_watched
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.times import now
-from dmsoft.resync.copy import CancelledError, Staging, Tally
+from dmsoft.resync.copy import CancelledError, Tally
+from dmsoft.resync.staging import Staging
 
 if TYPE_CHECKING:
     from dmsoft.mirror.catchup import Run

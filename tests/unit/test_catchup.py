@@ -24,7 +24,7 @@ from dmsoft.mirror.job import Job
 from dmsoft.mirror.names import new_uuid
 from dmsoft.mirror.outage import UnreadableError
 from dmsoft.mirror.progress import Progress, Silent
-from dmsoft.resync import copy, recovery, steps
+from dmsoft.resync import copy, recovery, staging, steps
 from dmsoft.resync.copy import CancelledError, Side
 from dmsoft.resync.journal import Journal
 from tests import mirror_model
@@ -336,10 +336,12 @@ def test_what_nobody_can_read_is_named_and_the_rest_is_copied(
             raise OSError(5, "bad sector")
         read_all(side, view, offset)
 
-    monkeypatch.setattr(copy, "read_all", read)
+    for module in (copy, staging):
+        monkeypatch.setattr(module, "read_all", read)
     with pytest.raises(UnreadableError, match="at block 5, and no"):
         machine.run()
-    monkeypatch.setattr(copy, "read_all", read_all)
+    for module in (copy, staging):
+        monkeypatch.setattr(module, "read_all", read_all)
     found, now = data_of(machine.secondary.image()), machine.primary.path.read_bytes()
     assert differing(found, now) == [5] and differing(found, old) == [4, 6]
     assert not machine.check().payload.sync.consistent

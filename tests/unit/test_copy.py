@@ -22,12 +22,12 @@ from dmsoft.resync.copy import (
     Copier,
     Piece,
     Side,
-    Staging,
     Tally,
     read_all,
     write_all,
 )
 from dmsoft.resync.extents import Request
+from dmsoft.resync.staging import Staging
 from dmsoft.units import KIB, MIB
 
 SIZE = 8 * MIB

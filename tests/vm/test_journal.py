@@ -17,6 +17,7 @@ from dmsoft.member import record as records
 from dmsoft.member.payload import Secondary
 from dmsoft.mirror.final import Final
 from dmsoft.resync import copy, steps
+from dmsoft.resync.staging import Staging
 from dmsoft.units import KIB, MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, read, suspended, wait_until
 from tests.vm.write_log import LoggedDisk
@@ -88,7 +89,7 @@ class Crash:
 def _noting(crash: Crash, note: Path) -> None:
     stage = Final._stage_rest
 
-    def noted(final: Final, memory: copy.Staging) -> bool:
+    def noted(final: Final, memory: Staging) -> bool:
         done = stage(final, memory)
         with note.open("ab") as file:
             file.write(hashlib.sha256(crash.primary()).digest())
