@@ -238,7 +238,7 @@ def test_a_write_behind_that_was_lost_is_found_and_mended(rig: Rig, monkeypatch:
 def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The new raid1 says ``AA`` of it."""
     size = 40 * MIB
-    rig.create(*MODE, "--via", "delay:3000", primary=rig.cut("p0", size), one=(cut := rig.cut("s0", size)))
+    rig.create(*MODE, "--via", "delay:10000", primary=rig.cut("p0", size), one=(cut := rig.cut("s0", size)))
     rig.resync()
     synced = rig.secondary("one")["synced_era"]
     barrier, renew, seen = proof.barrier, attach.renew, list[tuple[str, int | None]]()
@@ -249,7 +249,7 @@ def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypa
         rig.write(4, 9)
         with barrier(*words, **options) as here:
             yield here
-        rig.behave(cut, "s0", "1", "error_writes")
+        rig.behave(cut, "s0", "error_writes")
         assert raid_health() == "AA", "it failed too early"
 
     def renewed(*words: Any) -> float:
@@ -261,6 +261,7 @@ def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypa
     monkeypatch.setattr(proof, "barrier", late)
     monkeypatch.setattr(attach, "renew", renewed)
     monkeypatch.setattr(backlog, "settle", lambda *_: None)
+    monkeypatch.setattr(backlog, "LONGEST_SECONDS", 60)
     rig.write(6)
     ran = ok("resync", NAME, "--json")
     assert seen == [("AA", synced)], "md knew of it"
