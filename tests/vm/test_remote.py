@@ -86,6 +86,7 @@ def link(rig: Rig, tmp_path: Path) -> Iterator[Link]:
     sh("udevadm", "control", "--reload")
 
 
+@pytest.mark.slow
 def test_a_link_is_cut_and_comes_back(rig: Rig, link: Link) -> None:
     link.connect(0)
     rig.create(primary=rig.cut("p0", SIZE), one=BY_ID)

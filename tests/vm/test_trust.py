@@ -158,7 +158,7 @@ def test_the_primary_comes_back(rig: Rig) -> None:
     caught_up(rig, rig.disks["s0"], 1)
 
 
-@pytest.mark.smoke
+@pytest.mark.core
 def test_forged_headers(rig: Rig) -> None:
     """Not signed with our key: as any member, with absurd regions, and beside the real ones, whose work they do not
     keep anybody from."""
@@ -291,6 +291,7 @@ def test_two_disks_with_one_uuid_at_once(rig: Rig, tmp_path: Path) -> None:
     caught_up(rig, path, 1)
 
 
+@pytest.mark.slow
 def test_a_member_of_another_host_and_one_that_was_removed(rig: Rig) -> None:
     make(rig)
     unplugged(rig)
