@@ -2,7 +2,8 @@
 """``./dev test``: pytest on the host and in VMs, two runs at a time, one total.
 
 Without a PATH: the unit tests, the tests that crash VMs (of 6.1, 5.10 and 6.18), all VM tests on kernel 6.1, and the
-tests marked ``smoke`` on 6.12 and 7.2. What follows ``--`` goes to every pytest.
+tests marked ``smoke`` on 6.12 and 7.2; with ``--all`` also those that need a real boot, on Debian 12 and 13. What
+follows ``--`` goes to every pytest.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from tests.harness.qemu import CHECKOUT
 TOTALS = "dmsoft-totals "
 SMOKE_KERNELS = ("7.2", "6.12")
 MORE_KERNELS = ("6.18", "5.10")
+MACHINES = ("debian12", "debian13")
 SHARDS = 2
 PARALLEL = 2
 VM_SECONDS = 2400
@@ -38,15 +40,18 @@ _FAILURES = ("FAILED ", "ERROR ")
 
 @dataclass(frozen=True)
 class Job:
-    """One run of pytest: on the host, or in a VM with ``kernel``."""
+    """One run of pytest: on the host, in a VM with ``kernel``, or about a ``machine`` of Vagrant's."""
 
     name: str
     paths: tuple[str, ...]
     marks: str
     kernel: str | None = None
+    machine: str | None = None
 
     def argv(self, extra: Sequence[str], timeout: int = VM_SECONDS) -> list[str]:
         """The command that runs it, from the root of the checkout."""
+        if self.machine is not None:
+            return ["./dev", "vagrant", self.machine, *self.paths, *extra]
         pytest = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]
         pytest += ["-o", f"faulthandler_timeout={TEST_SECONDS}"]
         pytest += ["-m", self.marks, *self.paths, *extra]
@@ -79,7 +84,8 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
         return list(_plan_paths(paths, kernel))
     if kernel:
         return _shards(kernel, "tests/vm", usual, kernel)
-    jobs = [*_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT), Job("crash", ("tests/crash",), usual)]
+    jobs = [Job(name, ("tests/vagrant",), usual, machine=name) for name in MACHINES * everything]
+    jobs += [*_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT), Job("crash", ("tests/crash",), usual)]
     for version in SMOKE_KERNELS + MORE_KERNELS * everything:
         jobs.append(Job(version, ("tests/vm",), "smoke or core" if everything else "smoke and not slow", version))
     return [*jobs, *_shards("unit", "tests/unit", usual)]
@@ -87,18 +93,21 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
 
 def _plan_paths(paths: Sequence[str], kernel: str | None) -> Iterator[Job]:
     """What is named is run, marked slow or not."""
-    inside = tuple(path for path in paths if _in_guest(path))
-    outside = tuple(path for path in paths if not _in_guest(path))
+    inside = tuple(path for path in paths if _is_below("tests/vm", path))
+    booted = tuple(path for path in paths if _is_below("tests/vagrant", path))
+    outside = tuple(path for path in paths if path not in inside + booted)
     if inside:
         version = kernel or kernels.DEFAULT
         yield Job(version, inside, "", version)
+    if booted:
+        yield Job(MACHINES[0], booted, "", machine=MACHINES[0])
     if outside:
         yield Job("host", outside, "")
 
 
-def _in_guest(path: str) -> bool:
+def _is_below(folder: str, path: str) -> bool:
     file = Path(path.partition("::")[0]).resolve()
-    return file.is_relative_to(CHECKOUT / "tests/vm")
+    return file.is_relative_to(CHECKOUT / folder)
 
 
 def _shards(name: str, folder: str, marks: str, kernel: str | None = None) -> list[Job]:

@@ -162,7 +162,7 @@ class Machine:
             images=tuple(self._image(disk, folder) for disk in options.disks),
             memory=options.memory,
             cpus=options.cpus,
-            accel=options.accelerator or accel.choose(cache, lambda: _boots_with_kvm(options.kernel)),
+            accel=options.accelerator or accelerator(options.kernel),
             console=self._console,
         )
         pairs = {name: socket.socketpair() for name in ("control", "stdout", "stderr")}
@@ -320,6 +320,11 @@ class _Conversation:
                 self._control.sendall(json.dumps(self._request).encode() + b"\n")
             else:
                 self.end = message
+
+
+def accelerator(kernel: str = kernels.DEFAULT) -> str:
+    """``kvm`` if a trial boot proved it on this machine, else ``tcg``."""
+    return accel.choose(kernels.cache_folder(), lambda: _boots_with_kvm(kernel))
 
 
 def _boots_with_kvm(kernel: str) -> bool:

@@ -217,7 +217,7 @@ def test_the_plan_covers_every_vm_test_once_on_the_default_kernel() -> None:
     for kernel, folder in ((kernels.DEFAULT, "tests/vm"), (None, "tests/unit")):
         files = [path for job in jobs if job.kernel == kernel for path in job.paths if path != "tests/crash"]
         assert sorted(files) == sorted(str(path) for path in Path(folder).glob("**/test_*.py"))
-    assert {job.kernel for job in jobs} == {None, "6.1", "6.12", "7.2"}
+    assert {job.kernel for job in jobs} == {None, "6.1", "6.12", "7.2"} and not any(job.machine for job in jobs)
     assert [job.paths for job in jobs if job.name == "crash"] == [("tests/crash",)]
     assert all("not slow" in job.marks for job in jobs)
 
@@ -226,15 +226,19 @@ def test_the_plan_for_all_kernels_leaves_nothing_out() -> None:
     jobs = suite.plan([], None, everything=True)
     assert {job.kernel for job in jobs} == {None, "5.10", "6.1", "6.12", "6.18", "7.2"}
     assert not any("slow" in job.marks for job in jobs)
+    assert [job.machine for job in jobs if job.machine] == ["debian12", "debian13"]
 
 
 def test_what_is_named_runs_where_it_belongs() -> None:
-    jobs = suite.plan(["tests/vm/test_guest.py::test_x", "tests/unit"], "7.2", everything=False)
-    assert [(job.kernel, job.paths) for job in jobs] == [
-        ("7.2", ("tests/vm/test_guest.py::test_x",)),
-        (None, ("tests/unit",)),
+    named = ["tests/vm/test_guest.py::test_x", "tests/unit", "tests/vagrant/test_udev.py"]
+    jobs = suite.plan(named, "7.2", everything=False)
+    assert [(job.kernel, job.machine, job.paths) for job in jobs] == [
+        ("7.2", None, ("tests/vm/test_guest.py::test_x",)),
+        (None, "debian12", ("tests/vagrant/test_udev.py",)),
+        (None, None, ("tests/unit",)),
     ]
-    assert [job.marks for job in jobs] == ["", ""]
+    assert [job.marks for job in jobs] == ["", "", ""]
+    assert jobs[1].argv(["-x"]) == ["./dev", "vagrant", "debian12", "tests/vagrant/test_udev.py", "-x"]
 
 
 def fake(script: str, name: str = "fake") -> suite.Job:
