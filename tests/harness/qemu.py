@@ -24,13 +24,15 @@ class Image:
     """A raw image file behind one virtio disk, found in the guest at ``/dev/disk/by-id/virtio-SERIAL``.
 
     Every request to it is also written to ``log``, for `tests.harness.writelog`. ``speed``: bytes a second at most, 0
-    for no limit.
+    for no limit. If it is ``served``, ``path`` is the socket of a `tests.harness.nbd.Server`, which knows the disk by
+    its serial.
     """
 
     path: Path
     serial: str
     log: Path | None = None
     speed: int = 0
+    served: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,9 @@ def _blockdev(image: Image, number: int) -> dict[str, object]:
 
 def _opened(image: Image, node: str) -> dict[str, object]:
     """Host page cache with flushes honoured (QEMU's writeback), and discards passed through to the sparse file."""
+    if image.served:
+        server = {"type": "unix", "path": str(image.path)}
+        return {"driver": "nbd", "node-name": node, "discard": "unmap", "server": server, "export": image.serial}
     file = {"driver": "file", "filename": str(image.path), "aio": "threads", "discard": "unmap"}
     if image.log is None:
         return {"driver": "raw", "node-name": node, "discard": "unmap", "file": file}

@@ -36,7 +36,8 @@ class Outcome(enum.Enum):
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of the guest: an empty sparse one of ``size`` bytes for this run, or the file ``path``, which stays.
+    """A disk of the guest: an empty sparse one of ``size`` bytes for this run, the file ``path``, which stays, or the
+    store of that name at the socket ``server``, see `tests.harness.nbd`.
 
     ``log`` names a file that is to hold every request to the disk afterwards, see `tests.harness.writelog`. ``speed``:
     bytes a second that it moves at most, 0 for as many as it can.
@@ -47,6 +48,7 @@ class Disk:
     path: Path | None = None
     log: Path | None = None
     speed: int = 0
+    server: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,8 @@ class Machine:
 
     @staticmethod
     def _image(disk: Disk, folder: Path) -> qemu.Image:
+        if disk.server is not None:
+            return qemu.Image(disk.server.absolute(), disk.serial, served=True)
         path = disk.path or folder / f"{disk.serial}.img"
         if disk.path is None:
             with path.open("xb") as file:
