@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Power cuts anywhere in the life of a mirror, on disks that really lose what was not flushed. ``./dev cuts`` makes
+them by the thousand."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.crash import desk
+from tests.crash.campaign import Campaign
+from tests.crash.judge import Divergence
+from tests.crash.life import STORIES
+
+
+def test_a_few_power_cuts(tmp_path: Path, seed: int) -> None:
+    with Campaign(seed, tmp_path) as campaign:
+        life = campaign.live("apart", deeds=1)
+        campaign.cut(life, 6)
+        print(campaign.figures)
+        assert sum(campaign.figures.cuts.values()) >= 6
+    found = desk.cut(life, 10, random.Random(seed))
+    print(dict(found))
+    assert found["cuts"] == 60 and found["whole"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("story", STORIES)
+def test_many_power_cuts(story: str, tmp_path: Path, seed: int) -> None:
+    with Campaign(seed, tmp_path) as campaign:
+        life = campaign.live(story, deeds=8)
+        campaign.cut(life, 80)
+        print(campaign.figures)
+    print(dict(desk.cut(life, 150, random.Random(seed))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("care", ["flush_primary", "stale"])
+def test_the_lab_sees_it_when_a_care_is_left_out(care: str, tmp_path: Path, seed: int) -> None:
+    """Without its flush of the primary, or with what one barrier closed forgotten, dmsoft is found out."""
+    with Campaign(seed, tmp_path) as campaign, pytest.raises(Divergence):
+        for _ in range(4):
+            desk.cut(campaign.live("apart", careless=care), 200, random.Random(seed))
