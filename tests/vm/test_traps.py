@@ -10,16 +10,21 @@ for a slow leg, and that a checkpoint waits for none, is measured by the doctor,
 import errno
 import mmap
 import os
+import re
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dmsoft.dm.device import Device
 from dmsoft.doctor import io
 from dmsoft.doctor.bed import Bed
+from dmsoft.era.reader import EraReader
+from dmsoft.mirror.plan import MAX_WRITE_BEHIND
 from dmsoft.units import KIB, MIB
-from tests.vm.rig import NAME, Rig, dmsoft, read, sh, wait_until, write
+from tests.vm.rig import NAME, Rig, dmsoft, ok, read, sh, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
 pytestmark = pytest.mark.core
@@ -29,6 +34,10 @@ SECTORS = LENGTH // 512
 SIZE = 24 * MIB
 BEHIND = ("--mode", "write-behind")
 HELD_MS, LONG_MS = 1500, 15000
+
+
+def kernel() -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:3])
 
 
 @pytest.fixture
@@ -108,6 +117,12 @@ def fsync_error(device: str) -> int:
     return 0
 
 
+def data_bytes(rig: Rig, label: str | None, block: int) -> bytes:
+    payload = rig.primary_header() if label is None else rig.secondary_header(label)
+    where = rig.primary if label is None else rig.secondaries[label]
+    return read(where, payload.regions["data"].offset + block * MIB, MIB)
+
+
 def test_a_checkpoint_is_no_barrier(rig: Rig) -> None:
     """A write may land long after the era that it is marked in (shown by the doctor); a resync has to wait for it."""
     rig.create("--metadata", rig.disks["c0"], primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
@@ -160,6 +175,56 @@ def test_raid1_never_resyncs_after_a_crash(bed: Bed, rig: Rig) -> None:
     rig.superset("one")
 
 
+def test_a_behind_write_that_fails(bed: Bed, rig: Rig) -> None:
+    """Since 6.12.13 the bitmap does not cover a write that is still on its way to the leg behind: md recovers the leg
+    without it, and says AA. dmsoft copies what its own record says."""
+    slots, fast, slow = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
+    under = dm("trap-under", f"linear {slow} 0")
+    leg = dm("trap-leg", held_back(under, LONG_MS))
+    top = dm("trap", raid((slots[0], leg), (slots[1], fast),
+                          options="nosync region_size 2048 write_mostly 0 max_write_behind 64"))  # fmt: skip
+    page(top, MIB, b"n")
+    swap("trap-under", "error")
+    let_go("trap-leg")
+    wait_until("the leg is dropped", lambda: "D" in health("trap"))
+    swap("trap-under", f"linear {slow} 0")
+    swap("trap-leg", f"linear {under} 0")
+    sh("dmsetup", "suspend", "trap")
+    sh("dmsetup", "resume", "trap")
+    wait_until("md has recovered it", lambda: (health("trap"), action("trap")) == ("AA", "idle"))
+    assert differ(path(slow), path(fast)) is (kernel() >= (6, 12, 13))
+
+    rig.create(*BEHIND, "--via", f"delay:{LONG_MS}", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    page(rig.top, 3 * MIB, b"n")
+    rig.behave(rig.secondaries["one"], "s0", "error_writes")
+    let_go("m-one")
+    wait_until("md drops it", lambda: "D" in health("m-lower"))
+    rig.behave(rig.secondaries["one"], "s0")
+    assert {3} <= rig.stale("one")
+    assert rig.resync()["kind"] == "incremental"
+    ok("stop", NAME)
+    rig.equal()
+
+
+def test_repair_takes_the_first_leg_for_the_truth(bed: Bed, rig: Rig) -> None:
+    """Also if that is write-mostly, as dmsoft's secondaries are. `verify --repair` never asks md."""
+    slots, primary, stale = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
+    write(path(primary), MIB, b"n" * MIB)
+    write(path(stale), MIB, b"o" * MIB)
+    dm("trap", raid((slots[0], stale), (slots[1], primary), options="nosync region_size 2048 write_mostly 0"))
+    sh("dmsetup", "message", "trap", "0", "repair")
+    wait_until("the primary is overwritten", lambda: read(path(primary), MIB, MIB) == b"o" * MIB)
+
+    rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    write(rig.top, 3 * MIB, b"n" * MIB)
+    rig.resync()
+    assert "write_mostly 0" in table("m-lower")
+    rig.write_to_medium("one", 3 * MIB, b"o" * MIB)
+    dmsoft("verify", NAME, "--repair")
+    assert data_bytes(rig, "one", 3) == data_bytes(rig, None, 3) == b"n" * MIB
+
+
 @pytest.mark.kernel_log(allow="I/O error")
 def test_md_swallows_flush_errors(bed: Bed, rig: Rig) -> None:
     """Whichever leg fails to flush, the raid1 says that all is durable. dmsoft flushes the disks themselves."""
@@ -179,3 +244,133 @@ def test_md_swallows_flush_errors(bed: Bed, rig: Rig) -> None:
     assert rig.secondary_header("one").sync.era == before
     rig.behave(rig.secondaries["one"], "s0")
     rig.resync()
+
+
+def test_a_bare_suspend_ends_the_order_of_behind_writes(bed: Bed, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writes of one place go to the leg behind one after the other, until the raid1 was suspended and resumed as it
+    is; from then on they may overtake each other. dmsoft resumes a raid1 only with a table that was loaded for it."""
+    slots, fast, slow = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
+    leg = Device("trap-leg", "")
+    dm("trap-leg", held_back(slow))
+    table_of = raid((slots[0], "/dev/mapper/trap-leg"), (slots[1], fast),
+                    options="nosync region_size 2048 write_mostly 0 max_write_behind 64")  # fmt: skip
+    top = dm("trap", table_of)
+
+    def second_waits() -> bool:
+        io.drained(leg)
+        page(top, MIB, b"1")
+        again = io.Started(lambda: page(top, MIB, b"2"))
+        io.wait_until(lambda: again.done or io.held(leg).writes > 1)
+        waits = io.held(leg).writes < 2  # the first had landed, when the second was let through
+        again.wait()
+        return waits
+
+    assert second_waits()
+    sh("dmsetup", "suspend", "trap")
+    sh("dmsetup", "resume", "trap")
+    assert not second_waits()
+    swap("trap", table_of)
+    assert second_waits()
+
+    calls: list[str] = []
+    for name in ("load", "resume"):
+        original = getattr(Device, name)
+
+        def noted(
+            device: Device, *words: object, _original: object = original, _name: str = name, **options: object
+        ) -> object:
+            if device.name == "m-lower":
+                calls.append(_name)
+            return _original(device, *words, **options)  # type: ignore[operator]
+
+        monkeypatch.setattr(Device, name, noted)
+    rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    rig.write(3)
+    rig.resync()
+    ok("stop", NAME)
+    resumes = [at for at, name in enumerate(calls) if name == "resume"]
+    assert all(calls[at - 1] == "load" for at in resumes), calls
+
+
+def test_a_leg_of_larger_blocks(bed: Bed, rig: Rig) -> None:
+    """A writecache of 4 KiB raises the raid1's blocks and not those of an era that stands on it: one write of 512 bytes
+    and the leg is out. dmsoft's writecache has the primary's block size."""
+    slots, fast, slow, cache = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH), bed.ram(MIB)
+    lower = dm("trap", f"linear {fast} 0")
+    top = dm("trap-era", f"era {bed.ram(MIB)} {lower} 128")
+    leg = dm("trap-leg", f"writecache s {slow} {cache} 4096 0")
+    swap("trap", raid((slots[0], leg), (slots[1], fast), options="nosync region_size 2048 write_mostly 0"))
+    assert [sh("blockdev", "--getss", each).strip() for each in (lower, top)] == ["4096", "512"]
+    page(top, MIB, b"n", 512)
+    wait_until("the leg is out", lambda: "D" in health("trap"))
+
+    rig.create(*BEHIND, "--via", f"writecache:{rig.disks['c0']}", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    page(rig.top, 3 * MIB, b"n", 512)
+    assert fsync_error(rig.top) == 0
+    assert health("m-lower") == "AA" and sh("blockdev", "--getss", "/dev/mapper/m-lower").strip() == "512"
+
+
+def test_daemon_sleep_bricks_an_array(bed: Bed, rig: Rig) -> None:
+    """It is stored in seconds, rounded down; a stored 0 cannot be activated again. dmsoft's tables do not have it."""
+    legs = [(bed.ram(256 * KIB), bed.ram(LENGTH)) for _ in range(2)]
+    line = raid(*legs, options="nosync region_size 2048 daemon_sleep 100")
+    dm("trap", line)
+    sh("dmsetup", "remove", "--retry", "trap")
+    done = subprocess.run(
+        ["dmsetup", "create", "trap"], input=f"0 {SECTORS} {line}\n".encode(), capture_output=True, check=False
+    )
+    assert done.returncode != 0 and b"Invalid argument" in done.stderr, done.stderr
+    rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    assert "daemon_sleep" not in table("m-lower")
+
+
+def test_the_limit_of_behind_writes_is_halved(bed: Bed, rig: Rig) -> None:
+    """Loaded, it is halved and shown so; what a bitmap has noted once counts more than any table. dmsoft's tables come
+    from its model, and its slots are zeroed before each."""
+    shown = []
+    legs = [(bed.ram(256 * KIB), bed.ram(LENGTH)) for _ in range(2)]
+    wanted = "nosync region_size 2048 write_mostly 0 max_write_behind {}"
+    dm("trap", raid(*legs, options=wanted.format(64)))
+    for value in (64, 1024):  # the second with metadata that know better
+        swap("trap", raid(*legs, options=wanted.format(value)))
+        shown.append(re.findall(r"max_write_behind (\d+)", sh("dmsetup", "table", "trap")))
+    assert shown == [["32"], ["32"]]
+
+    rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    for _ in range(2):
+        rig.resync()
+        assert f"max_write_behind {MAX_WRITE_BEHIND // 2}" in table("m-lower")
+
+
+def test_md_answers_messages_with_errors(bed: Bed) -> None:
+    """`idle` and `frozen` are acted on in part and said to be invalid since 6.9; dmsoft sends none to a raid1."""
+    legs = [(bed.ram(256 * KIB), bed.ram(LENGTH)) for _ in range(2)]
+    dm("trap", raid(*legs))
+    codes = [
+        subprocess.run(["dmsetup", "message", "trap", "0", word], capture_output=True, check=False).returncode
+        for word in ("frozen", "idle")
+    ]
+    frozen = action("trap") == "frozen"
+    assert (codes == [0, 0]) is (kernel() < (6, 9)), (codes, frozen)
+    assert not frozen
+    root = Path(__file__).resolve().parents[2] / "dmsoft"
+    sent = {word for file in root.rglob("*.py") for word in re.findall(r'\.message\("(\w+)', file.read_text())}
+    assert sent == {"flush", "checkpoint"}
+
+
+def test_era_invalidate_lacks_the_current_era(bed: Bed) -> None:
+    """The tool never lists what was written in the era that had not ended, not even after a crash."""
+    metadata, origin = bed.ram(MIB), bed.ram(LENGTH)
+    top = dm("trap", f"era {metadata} {origin} 128")
+    page(top, 0, b"n")
+    sh("dmsetup", "message", "trap", "0", "checkpoint")
+    page(top, 3 * 64 * KIB, b"n")
+    after = bed.ram(MIB)
+    write(path(after), 0, read(path(metadata), 0, MIB))
+    listed = sh("era_invalidate", "--written-since", "1", path(after))
+    assert 'block="0"' in listed.replace(" ", "") and 'block="3"' not in listed.replace(" ", "")
+    with EraReader(path(after)) as reader:
+        assert reader.written_since(1).blocks.extents().tolist() == [[0, 1], [3, 1]]
