@@ -231,6 +231,8 @@ class Run:
             f"pass {self.passes}", total, staged + total if self._stages() else 0,
             queue=lambda: Queue(owed - tally.requests, tally.requests, tally.failures),
         )  # fmt: skip
+        if self.throttle is not None:
+            self.throttle.begin()
         start = time.monotonic()
         try:
             copier.run(requests(rows, **self._sizes))

@@ -56,6 +56,11 @@ class Throttle:
         """Bytes a second that are allowed now; None: any."""
         return self.limit.value if self.limit.kind == "rate" else self._state.rate
 
+    def begin(self) -> None:
+        """A copy begins: what was done before it is no sign of others. A barrier, say, has udev look at the device."""
+        with self._lock:
+            self._looked, self._last, self._copied = self._clock(), self._look_now(), 0
+
     def read(self, side: Side, view: memoryview, offset: int) -> None:
         """`read_all`, when it may be. Raises OSError, and `CancelledError` while it waits."""
         if self.limit.kind == "max":

@@ -253,6 +253,19 @@ def test_what_is_read_is_what_is_there_and_no_faster_than_allowed(side: Side, li
     assert throttle.held_back == (limit.kind == "rate")
 
 
+def test_what_came_before_the_copy_does_not_hold_it_back(side: Side) -> None:
+    clock, view, done = Clock(), aligned_buffer(MIB), [0]
+    throttle = made(Limit(), clock, lambda: Counters(done[0], done[0] * 0.001, 0))
+    for _ in range(3):
+        done[0] += 56  # as many requests as udev makes after a barrier
+        clock.now += 0.7
+        throttle.begin()
+        for _ in range(10):
+            throttle.read(side, view, 0)
+            clock.now += 0.05
+    assert not throttle.held_back
+
+
 def test_a_load_holds_it_back_and_its_end_lets_go(side: Side) -> None:
     clock, view = Clock(), aligned_buffer(MIB)
     load = [500.0]
