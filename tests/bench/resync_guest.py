@@ -40,6 +40,11 @@ class Plan:
     rounds: int = 1
 
 
+def note(text: str) -> None:
+    """For whoever waits."""
+    print(f"{time.monotonic():.0f} s: {text}", file=sys.stderr, flush=True)
+
+
 def disk(serial: str, delay_ms: int = 0) -> str:
     path = f"/dev/disk/by-id/virtio-{serial}"
     if not delay_ms:
@@ -163,6 +168,7 @@ def main(plan: Plan) -> None:
         runs[number] = {"direct": [], "journal": []}
         plain[number] = {"bare": [], "bare twice": []}
         peers[number] = {_COMPARE: []}
+        note(f"{plan.cases[number]}")
         for _ in range(plan.rounds):
             for way, done in runs[number].items():
                 write_set(f"/dev/mapper/{_NAME}", extents)
@@ -173,13 +179,14 @@ def main(plan: Plan) -> None:
             plain[number]["bare twice"].append(bare(source, scratch, extents, times=2))
     dmsoft("stop", _NAME)
     for kind in (Drbd, Mdadm):
+        note(kind.name)
         try:
             peer = kind(disk("m0"), disk("m1", plan.delay_ms))
             for number, extents in enumerate(sets):
                 peers[number][kind.name] = [peer.catch_up(extents) for _ in range(plan.rounds)]
             peer.close()
         except (RuntimeError, OSError) as err:  # its rows say so, and the others are still good
-            print(f"{kind.name} failed: {err}", file=sys.stderr)
+            note(f"{kind.name} failed: {err}")
     for number, (share, shape) in enumerate(plan.cases):
         best = {way: asdict(min(done, key=lambda took: took.copying)) for way, done in runs[number].items()}
         print(

@@ -15,7 +15,7 @@ from dmsoft.units import KIB, MIB
 BLOCK = 64 * KIB
 REQUEST = MIB
 _WORKERS = 4
-_LONGEST_SECONDS = 900
+_LONGEST_SECONDS = 120
 Extents = list[tuple[int, int]]
 Place = tuple[str, int]
 """A device, and where on it the data begin."""
@@ -112,7 +112,7 @@ def _wait(what: str, done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _LONGEST_SECONDS
     while not done():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} did not end")
+            raise RuntimeError(f"{what} did not end in {_LONGEST_SECONDS} s")
         time.sleep(0.005)
 
 
@@ -154,7 +154,8 @@ class Drbd:
 
     def __init__(self, first: str, second: str) -> None:
         self._second = second
-        sh("modprobe", "drbd")
+        # Else the kernel asks drbdadm before a resync, which has no configuration here, and says no.
+        sh("modprobe", "drbd", "usermode_helper=/bin/true")
         sh("ip", "link", "set", "lo", "up")
         for minor, disk in enumerate((first, second)):
             sh("wipefs", "--all", disk)
