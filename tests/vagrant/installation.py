@@ -5,13 +5,13 @@ Emulated, pip takes minutes for what the processor does in seconds. So it runs i
 on the machine's disk, with what changes kept beside them and handed over. The mounts end with the sandbox.
 """
 
-import io
 import os
 import subprocess
-import tarfile
 from pathlib import Path
 
 from tests.harness.qemu import CHECKOUT
+
+_DISK_UNIT = 1 << 20
 
 
 class Installation:
@@ -47,13 +47,11 @@ class Installation:
         )
         assert done.returncode == 0, f"./dev install: status {done.returncode}\n{done.stdout}{done.stderr}"
 
-    def changes(self) -> bytes:
-        """An archive of what is there now and was not in the box."""
-        buffer = io.BytesIO()
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            for path in sorted(self._changes.iterdir()):
-                archive.add(path, path.name, filter=lambda entry: None if entry.ischr() else entry)
-        return buffer.getvalue()
+    def pack(self, archive: Path) -> None:
+        """Make a tar file, good for a disk, of what is there now and was not in the box, but for what pip read."""
+        argv = ["tar", "-C", str(self._changes), "--exclude=./root/wheels", "-cf", str(archive)]
+        subprocess.run([*argv, "."], check=True)
+        os.truncate(archive, -(-archive.stat().st_size // _DISK_UNIT) * _DISK_UNIT)
 
 
 def _files() -> list[str]:
