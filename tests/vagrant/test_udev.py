@@ -52,7 +52,7 @@ def check_layers(machine: Machine) -> None:
         assert "ID_FS_TYPE" not in properties(machine, f"/dev/mapper/{name}")
         assert links(machine, f"/dev/mapper/{name}") == set()
     assert f"/dev/disk/by-uuid/{UUID}" in links(machine, f"/dev/dmsoft/{NAME}")
-    assert machine.run("findfs", f"UUID={UUID}").strip() == machine.run("readlink", "-f", f"/dev/dmsoft/{NAME}").strip()
+    assert machine.sh(f"readlink -f $(findfs UUID={UUID})") == machine.run("readlink", "-f", f"/dev/dmsoft/{NAME}")
 
 
 def test_members_and_layers(machine: Machine) -> None:
