@@ -205,10 +205,12 @@ def test_killed_anywhere(rig: Rig, tmp_path: Path, part: int, monkeypatch: pytes
 
 def test_the_next_run_goes_on_where_one_was_cut_off(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a journal and without: what is durably done is not copied again, what was written since is."""
-    monkeypatch.setattr(copy, "CHECKPOINT_SECONDS", 0.01)
+    # Each block for itself and a checkpoint every moment, so that some fall among them.
+    monkeypatch.setattr(copy, "CHECKPOINT_SECONDS", 0.005)
+    monkeypatch.setattr(copy, "REQUEST_BYTES", BLOCK)
     crash = Crash(rig)
     blocks = range(0, 100, 2)
-    for words, point in (((), killer("after checkpoint", 3)), (("--direct",), killer("after super-write"))):
+    for words, point in (((), killer("after checkpoint", 5)), (("--direct",), killer("after super-write"))):
         rig.write(*blocks, block_bytes=BLOCK)
         crash.die(point, "--max-stall", "0ms", *words)
         rig.write(1, 2, block_bytes=BLOCK)
