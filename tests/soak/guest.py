@@ -152,8 +152,7 @@ class Machine:
         kinds: list[tuple[Callable[[], str], int]] = [
             (self.burst, 30), (self.plug, 30 if self.state.out else 0), (self.pull, 12 if self.here() else 0),
             (self.pull_in_a_copy, 8 if self.here() else 0), (self.eject, 12 if self.here() else 0),
-            (self.kill, 14 if self.here() else 0), (self.daemon, 8), (self.restart, 5),
-            (self.check, 5),
+            (self.kill, 14 if self.here() else 0), (self.restart, 5), (self.check, 5),
         ]  # fmt: skip
         (kind,) = self.chance.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
         start = time.monotonic()
@@ -224,22 +223,6 @@ class Machine:
         wait_until("nothing is suspended", lambda: not suspended(), seconds=60)
         self.write(1)
         return f"{label}, {'in time' if code < 0 else 'too late'}"
-
-    def daemon(self) -> str:
-        """The daemon is at work while things are written and plugged in, and is killed."""
-        child = _child("monitor")
-        with self.writing():
-            time.sleep(2 * self.chance.random())
-            if self.state.out:
-                label = self.state.out.pop(0)
-                self.disks.replug(LABELS[label])
-                self.remember()
-            time.sleep(2 * self.chance.random())
-        os.kill(child, signal.SIGKILL)
-        assert _wait(child) == -signal.SIGKILL, "the daemon ended by itself"
-        wait_until("nothing is suspended", lambda: not suspended(), seconds=60)
-        self.write(1)
-        return "killed"
 
     def _copying(self, label: str) -> int:
         """A process that copies to that disk, in one way or the other."""
