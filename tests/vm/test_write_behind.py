@@ -237,8 +237,8 @@ def test_a_write_behind_that_was_lost_is_found_and_mended(rig: Rig, monkeypatch:
 
 
 def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The new raid1 says ``AA`` of it. On 7.2 the kernel does not come to an end with the old one, which would be in the
-    way of every test after this."""
+    """The new raid1 says ``AA`` of it. On 7.2 the kernel does not come to an end with the old one, which would be in
+    the way of every test after this."""
     if os.uname().release.startswith("7."):
         pytest.skip("this kernel would be stuck with the old raid1 until it is booted again")
     size = 40 * MIB
