@@ -18,6 +18,7 @@ from dmsoft.units import MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, refused, sh, suspended, table, write
 
 pytest_plugins = ("tests.vm.rig",)
+pytestmark = pytest.mark.slow
 
 SIZE = 40 * MIB
 _MIRRORS = Path("/etc/dmsoft/mirrors")

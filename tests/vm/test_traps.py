@@ -27,7 +27,7 @@ from dmsoft.units import KIB, MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, read, sh, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.slow]
 
 LENGTH = 4 * MIB
 SECTORS = LENGTH // 512
