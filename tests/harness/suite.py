@@ -30,7 +30,7 @@ MORE_KERNELS = ("6.18", "5.10")
 MACHINES = ("debian12", "debian13")
 SHARDS = 2
 PARALLEL = 2
-VM_SECONDS = 2400
+VM_SECONDS = 3300
 # Long before that, pytest says where a test that hangs does so.
 TEST_SECONDS = 600
 _NOTHING_SELECTED = 5
