@@ -41,8 +41,7 @@ def untracked(running: Running, jobs: Sequence[Job]) -> None:
     running.grant(payload)
 
 
-def confirmed(running: Running, jobs: Sequence[Job], rate: int | None, *, guess: int = 0) -> None:
-    """``rate`` is what was measured, in bytes a second; ``guess`` does until there is one."""
+def confirmed(running: Running, jobs: Sequence[Job], rate: int | None) -> None:
     payload = running.payload
     floor = payload.tracker.era_floor
     for each in jobs:
@@ -51,8 +50,8 @@ def confirmed(running: Running, jobs: Sequence[Job], rate: int | None, *, guess:
             continue
         payload = payload.with_member(
             record.replace(
-                token_pending=None, token_confirmed=each.token, sync=each.payload.sync, sequence=each.header.sequence,
-                rate=rate or record.rate or guess or None,
+                token_pending=None, token_confirmed=each.token, sync=each.payload.sync, rate=rate or record.rate,
+                sequence=each.header.sequence,
             )
         )  # fmt: skip
         floor = max(floor, each.payload.sync.era or 0)

@@ -273,15 +273,13 @@ def _run(
     )  # fmt: skip
     if rates:
         run.rate = float(min(rates))
-    start = time.monotonic()
     try:
         run.run()
     except NoRoomError:
         if running.era_status().failed:  # the primary's writes fail with it
             untracked.give_up(running, guard, "the era metadata failed during a resync")
         raise
-    whole = round(max(each.written for each in jobs) / max(time.monotonic() - start, 1e-3))
-    notes.confirmed(running, jobs, round(run.rate) if run.measured else None, guess=whole)
+    notes.confirmed(running, jobs, round(run.rate) if run.measured else None)
     return run
 
 
