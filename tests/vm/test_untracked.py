@@ -50,7 +50,7 @@ def is_untracked(rig: Rig) -> str:
 
 def is_tracked(rig: Rig, kind: str, *, attached: bool = False, busy: bool = False) -> None:
     """A resync brings everything back, and from then on copies are incremental again."""
-    done = rig.resync()
+    done = rig.resync(*(("--rate", "max") if busy else ()))
     assert (done["kind"], done["converged"]) == (kind, True)
     assert table(NAME).startswith("era ") and rig.primary_header().tracker.doubt is None
     assert rig.states() == {"one": "attached" if attached else "stale" if busy else "current"}
