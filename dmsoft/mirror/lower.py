@@ -93,10 +93,13 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
                 target.clear()
             raise
         guard.deadline(_SWAP_SECONDS)
-        dropped = _health(names, names.primary, asleep=True) == "D"
-        if dropped:  # by a write that was under way just now; the raid1 goes on, as only it has that write
-            target.clear()
-        cookie = resume_watched(guard.helper, target)
+        dropped = True  # also if it cannot be asked
+        try:
+            dropped = _health(names, names.primary, asleep=True) == "D"
+        finally:
+            if dropped:  # by a write that was under way just now; the raid1 goes on, as only it has that write
+                target.clear()
+            cookie = resume_watched(guard.helper, target)
         stall = time.monotonic() - start
         guard.disarm()
     cookie.wait()
