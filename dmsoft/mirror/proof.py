@@ -31,9 +31,9 @@ from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.progress import Planned, Progress
 from dmsoft.mirror.running import Running
-from dmsoft.mirror.witness import Witness
-from dmsoft.resync.copy import CHECKPOINT_SECONDS, REQUEST_BYTES, CancelledError, Copier, Side
-from dmsoft.resync.extents import requests, runs, size_bytes
+from dmsoft.mirror.witness import suspected
+from dmsoft.resync.copy import CHECKPOINT_SECONDS, CancelledError, Side
+from dmsoft.resync.extents import size_bytes
 from dmsoft.resync.pace import Limit
 from dmsoft.resync.throttle import Throttle
 from dmsoft.units import MIB
@@ -176,7 +176,7 @@ class Proof:
             part = todo & BlockSet.from_extents(total, [(first, end - first)])
             if not part:
                 continue
-            suspects = [block for block in self._differing(each, part) if block in part]
+            suspects, _ = suspected(self.running, self.source, each, part, self.cancelled, self.throttle, self.progress)
             written = self._written_since(era) if suspects else part
             found = [block for block in suspects if block not in written]
             if found:
@@ -185,25 +185,6 @@ class Proof:
                 each.checkpoint(era, end, self.running.payload.tracker.id)
                 due = time.monotonic() + CHECKPOINT_SECONDS
         return []
-
-    def _differing(self, each: Job, part: BlockSet) -> list[int]:
-        witness = Witness(each.side)
-        copier = Copier(
-            self.source, [witness], compare=1, cancelled=self.cancelled, piece_bytes=self.running.block_bytes,
-            read=self.throttle.read, on_progress=self.progress.advance,
-        )  # fmt: skip
-        copier.run(
-            requests(
-                runs([part]), block_bytes=self.running.block_bytes, data_bytes=self.running.data.length,
-                request_bytes=REQUEST_BYTES,
-            )
-        )  # fmt: skip
-        if copier.tally.failed:
-            raise DeviceError(f"{each.label} could not be read: {copier.tally.failed[0].strerror}.")
-        if copier.tally.unread:
-            at = copier.tally.unread[0].offset
-            raise DeviceError(f"The primary could not be read at byte {at}.", hint="Look at its health now.")
-        return witness.blocks(self.running.block_bytes)
 
     def _size(self, blocks: BlockSet) -> int:
         return size_bytes(blocks, block_bytes=self.running.block_bytes, data_bytes=self.running.data.length)

@@ -26,10 +26,10 @@ from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.running import Running, guard_of
 from dmsoft.mirror.start import uuid_of
 from dmsoft.mirror.times import now
-from dmsoft.mirror.witness import Witness
+from dmsoft.mirror.witness import suspected
 from dmsoft.resync.buffers import aligned_buffer
-from dmsoft.resync.copy import REQUEST_BYTES, Copier, Side, read_all
-from dmsoft.resync.extents import requests, runs, size_bytes
+from dmsoft.resync.copy import REQUEST_BYTES, Side, read_all
+from dmsoft.resync.extents import size_bytes
 from dmsoft.resync.pace import ADAPTIVE, Limit
 from dmsoft.resync.throttle import Throttle
 from dmsoft.units import MIB
@@ -99,7 +99,7 @@ def verify(wanted: Wanted, reporter: Reporter, cancelled: threading.Event) -> tu
         with Progress(running.names.mirror_uuid, reporter) as progress:
             for record in records:
                 checked, error = _verify_one(running, record, wanted, progress, cancelled, start)
-                if checked.mismatches and wanted.repair:
+                if error is not None and wanted.repair:
                     checked, error = _repair(running, checked, reporter, cancelled)
                 found.append(checked)
                 errors += [error] if error is not None else []
@@ -113,7 +113,9 @@ def _verify_one(
     # What a journal holds that was not committed is in no place yet, so it counts for nothing here.
     with job.opened(running, record, running.current_era(), direct=True) as each:
         if each.decision.since is None:
-            return Checked(record.label, skipped=f"there is nothing to hold it to: {each.decision.reason}"), None
+            skipped = f"there is nothing to hold it to: {each.decision.reason}"
+            error = _mismatch(record.label, each.decision.reason) if each.differs else None
+            return Checked(record.label, skipped=skipped), error
         with (
             guard_of(running, coupled=False) as guard, running.primary_side() as source, running.era_reader() as reader
         ):  # fmt: skip
@@ -124,7 +126,7 @@ def _verify_one(
             try:
                 found.run(deadline)
             finally:
-                error = _mismatch(record.label, found.mismatches) if found.mismatches else None
+                error = _mismatch(record.label, _differing(found.mismatches)) if found.mismatches else None
                 if error is not None:  # even if it could not go on to the end
                     each.doubt(f"verify: {_differing(found.mismatches)}")
                 _remember(running, each, found)
@@ -176,28 +178,12 @@ class Round:
         )  # fmt: skip
 
     def _stretch(self, clean: BlockSet) -> None:
-        witness = Witness(self.job.side)
-        copier = Copier(
-            self.source, [witness], compare=1, cancelled=self.cancelled, piece_bytes=self.running.block_bytes,
-            read=self.throttle.read, on_progress=self.progress.advance,
-        )  # fmt: skip
-        copier.run(
-            requests(
-                runs([clean]), block_bytes=self.running.block_bytes, data_bytes=self.running.data.length,
-                request_bytes=REQUEST_BYTES,
-            )
-        )  # fmt: skip
-        tally = copier.tally
-        if tally.failed:
-            raise DeviceError(f"{self.job.label} could not be read: {tally.failed[0].strerror}.")
-        if tally.unread:
-            raise DeviceError(
-                f"The primary could not be read at byte {tally.unread[0].offset}.", hint="Look at its health now."
-            )
+        suspects, compared = suspected(
+            self.running, self.source, self.job, clean, self.cancelled, self.throttle, self.progress
+        )
         self.blocks += clean.count()
-        self.bytes += tally.compared
-        suspects = witness.blocks(self.running.block_bytes)
-        self.mismatches += self._confirmed([block for block in suspects if block in clean])
+        self.bytes += compared
+        self.mismatches += self._confirmed(suspects)
 
     def _confirmed(self, suspects: Sequence[int]) -> list[int]:
         """Those that differ although nobody wrote to them. Inside a barrier the stale set is final, and what is read
@@ -242,9 +228,9 @@ def _differing(blocks: Sequence[int]) -> str:
     return f"block {named} differs" if len(blocks) == 1 else f"{len(blocks)} blocks differ ({named})"
 
 
-def _mismatch(label: str, blocks: Sequence[int]) -> MismatchError:
+def _mismatch(label: str, what: str) -> MismatchError:
     return MismatchError(
-        f"{label} and the primary should be equal, but {_differing(blocks)}.",
+        f"{label} and the primary should be equal, but {what}.",
         hint="Look at both disks' health, then let `dmsoft resync` compare everything and copy the primary's side.",
     )
 

@@ -13,7 +13,7 @@ import pytest
 
 from dmsoft.errors import DeviceError
 from dmsoft.member import header
-from dmsoft.mirror import proof
+from dmsoft.mirror import proof, witness
 from dmsoft.mirror.proof import Proof
 from dmsoft.resync import steps
 from dmsoft.resync.copy import CancelledError, Side
@@ -86,7 +86,7 @@ def attached(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(proof, "barrier", made.barrier)
     monkeypatch.setattr(proof.attach, "renew", made.land)
     monkeypatch.setattr(proof.attach, "drain_caches", lambda *_: None)
-    monkeypatch.setattr(proof, "REQUEST_BYTES", BLOCK)
+    monkeypatch.setattr(witness, "REQUEST_BYTES", BLOCK)
     monkeypatch.setattr(proof, "_STRETCH_BYTES", 4 * BLOCK)
     monkeypatch.setattr(steps, "watch", None)
     coupled = made.open()
@@ -179,15 +179,15 @@ def test_whatever_is_lost_or_killed_s_speaks_the_truth(attached: Attached, monke
 
 def test_a_disk_that_cannot_be_read_proves_nothing(attached: Attached, monkeypatch: pytest.MonkeyPatch) -> None:
     attached.write(5)
-    era, read_all = synced(attached), proof.Copier._differs
+    era, read_all = synced(attached), witness.Copier._differs
 
     def broken(*_: object) -> bool:
         raise OSError(5, "bad sector")
 
-    monkeypatch.setattr(proof.Copier, "_differs", broken)
+    monkeypatch.setattr(witness.Copier, "_differs", broken)
     with pytest.raises(DeviceError, match="could not be read"):
         attached.prove()
-    monkeypatch.setattr(proof.Copier, "_differs", read_all)
+    monkeypatch.setattr(witness.Copier, "_differs", read_all)
     assert synced(attached) == era
 
 
