@@ -71,7 +71,8 @@ def leftover_cookies() -> list[str]:
 @pytest.fixture(scope="module", autouse=True)
 def kernel() -> None:
     sh("modprobe", "loop")
-    # Tests that ran before may have killed a command while it waited for udev: its semaphore stays, as libdevmapper's do.
+    # Tests that ran before may have killed a command while it waited for udev: its semaphore stays, as
+    # libdevmapper's do.
     sh("dmsetup", "udevcomplete_all", "--yes")
     require_targets(["era", "raid", "writecache", "delay", "zero"])
 
