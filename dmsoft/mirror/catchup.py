@@ -242,11 +242,10 @@ class Run:
         finally:
             self.count(copier.tally)
         if copier.tally.read > MIB:
-            rate = copier.tally.read / max(time.monotonic() - start, 1e-3)
             if self.throttle is None or not self.throttle.held_back:
-                self.rate, self.measured = rate, True
-            else:  # the final barrier reads as fast as it can
-                self.rate = max(self.rate, rate)
+                self.rate, self.measured = copier.tally.read / max(time.monotonic() - start, 1e-3), True
+            else:  # the final barrier does not wait, and reads with one thread
+                self.rate = self.throttle.copied / max(self.throttle.reading, 1e-3)
         self.settle(copier.tally)
 
     def _advance(self, size_bytes: int) -> None:

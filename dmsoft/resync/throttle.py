@@ -37,7 +37,8 @@ class Counters:
 
 class Throttle:
     """One copy's reads. ``counters`` tells of the device that others use, and of them alone; ``floor`` is the rate in
-    bytes a second below which the copy would not come to its end."""
+    bytes a second below which the copy would not come to its end. ``reading`` is how many seconds reads themselves
+    took, summed over the threads, and ``copied`` how many bytes they gave, since the copy began."""
 
     def __init__(
         self, limit: Limit, counters: Callable[[], Counters], cancelled: threading.Event,
@@ -45,10 +46,11 @@ class Throttle:
     ) -> None:  # fmt: skip
         self.limit, self.floor = limit, float(LEAST_RATE)
         self.held_back = False
+        self.reading, self.copied = 0.0, 0
         self._counters, self._cancelled, self._clock = counters, cancelled, clock
         self._state, self._bucket = Adaptive(), Bucket()
         self._began = clock()
-        self._looked, self._last, self._copied = self._began, self._look_now(), 0
+        self._looked, self._last, self._unseen = self._began, self._look_now(), 0
         self._lock, self._turn, self._thread = threading.Lock(), threading.Lock(), threading.local()
 
     @property
@@ -59,7 +61,8 @@ class Throttle:
     def begin(self) -> None:
         """A copy begins: what was done before it is no sign of others. A barrier, say, has udev look at the device."""
         with self._lock:
-            self._looked, self._last, self._copied = self._clock(), self._look_now(), 0
+            self._looked, self._last, self._unseen = self._clock(), self._look_now(), 0
+            self.reading, self.copied = 0.0, 0
 
     def read(self, side: Side, view: memoryview, offset: int) -> None:
         """`read_all`, when it may be. Raises OSError, and `CancelledError` while it waits."""
@@ -72,15 +75,13 @@ class Throttle:
         self._look()
         if self.limit.kind == "share" or (self.limit.kind == "adaptive" and self._state.rate is None):
             self._await(len(view))
-            read_all(side, view, offset)
-            self._count(len(view))
+            self._read(side, view, offset)
             return
         with self._turn:
             for at in range(0, len(view), _PIECE_BYTES):
                 part = view[at : at + _PIECE_BYTES]
                 self._await(len(part))
-                read_all(side, part, offset + at)
-                self._count(len(part))
+                self._read(side, part, offset + at)
 
     def _await(self, size_bytes: int) -> None:
         """Wait until so many bytes may be read; the state may change meanwhile."""
@@ -109,9 +110,13 @@ class Throttle:
         self._bucket.wait(size_bytes, rate, now)
         return 0.0
 
-    def _count(self, size_bytes: int) -> None:
+    def _read(self, side: Side, view: memoryview, offset: int) -> None:
+        start = self._clock()
+        read_all(side, view, offset)
         with self._lock:
-            self._copied += size_bytes
+            self.reading += self._clock() - start
+            self.copied += len(view)
+            self._unseen += len(view)
 
     def _look(self) -> None:
         if self.limit.kind != "adaptive" or self._clock() - self._looked < _LOOK_SECONDS:
@@ -123,9 +128,9 @@ class Throttle:
             before, self._last = self._last, self._look_now()
             seen = Seen(
                 now - self._looked, max(0, self._last.requests - before.requests),
-                max(0.0, self._last.waited - before.waited), self._last.in_flight, self._copied,
+                max(0.0, self._last.waited - before.waited), self._last.in_flight, self._unseen,
             )  # fmt: skip
-            self._looked, self._copied = now, 0
+            self._looked, self._unseen = now, 0
             self._state = self._state.after(seen, self.floor)
 
     def _look_now(self) -> Counters:
