@@ -8,10 +8,17 @@ written to next, and a read under way would then end up in the other process.
 
 import contextlib
 import mmap
+import threading
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
+from dmsoft.units import KIB, MIB
+
 _HUGE_BYTES = 2 << 20
+_SLAB_BYTES = 16 * MIB
+_MOST_KEPT_BYTES, _KEPT_SHARE = 512 * MIB, 4
 
 
 def aligned_buffer(size_bytes: int, *, huge: bool = False, present: bool = False) -> memoryview:
@@ -30,3 +37,38 @@ def aligned_buffer(size_bytes: int, *, huge: bool = False, present: bool = False
     if present:
         np.frombuffer(view, np.uint8)[:: mmap.PAGESIZE] = 0
     return view
+
+
+class Keeper:
+    """Keeps copies of data that are wanted again soon, as long as they take no more than ``most_bytes``: a quarter of
+    the memory that is to be had now, if none are given. Used by several threads; what is kept is freed with it."""
+
+    def __init__(self, most_bytes: int | None = None) -> None:
+        self._left = min(_MOST_KEPT_BYTES, _available() // _KEPT_SHARE) if most_bytes is None else most_bytes
+        self._slab = memoryview(b"")
+        self._lock = threading.Lock()
+
+    def keep(self, views: Sequence[memoryview]) -> list[memoryview] | None:
+        """Copies of them, aligned as long as all their sizes are multiples of 512; None if there is no room."""
+        size = sum(map(len, views))
+        with self._lock:
+            if size > len(self._slab):
+                if size > _SLAB_BYTES or self._left < _SLAB_BYTES:
+                    return None
+                self._left -= _SLAB_BYTES
+                self._slab = aligned_buffer(_SLAB_BYTES, huge=True)
+            memory, self._slab = self._slab[:size], self._slab[size:]
+        kept = []
+        for view in views:
+            kept.append(memory[: len(view)])
+            memory = memory[len(view) :]
+            np.copyto(np.frombuffer(kept[-1], np.uint8), np.frombuffer(view, np.uint8))
+        return kept
+
+
+def _available() -> int:
+    """Bytes of memory that are free or can be freed (Documentation/filesystems/proc.rst)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * KIB
+    return 0

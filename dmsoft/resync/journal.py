@@ -5,7 +5,8 @@
     stage           segments are appended, each one sequential write
     journal flush   everything staged is on the medium
     commit          the record is written and flushed: from here on the new point in time counts
-    apply           segments are read back, checked and written to their places; any number of times
+    apply           segments are written to their places, from memory while they are still there, else read back and
+                    checked; any number of times
     data flush      and then the header says what the record says
 
 Cut off before the commit, nothing has changed; after it, `apply` begins again at the next chance. Data go from the
@@ -31,7 +32,7 @@ from dmsoft.member.header import Header
 from dmsoft.member.payload import Region, Sync
 from dmsoft.member.record import RECORD_BYTES, Record
 from dmsoft.resync import segments
-from dmsoft.resync.buffers import aligned_buffer
+from dmsoft.resync.buffers import Keeper, aligned_buffer
 from dmsoft.resync.copy import (
     BATCH_PIECES,
     REQUEST_BYTES,
@@ -90,6 +91,8 @@ class Journal:
         self._changed = threading.Condition()
         self._places: list[Place] = []
         self._blocks: list[memoryview] = []
+        self._keeper: Keeper | None = None
+        self._kept: dict[int, list[Piece]] = {}
 
     @classmethod
     def of(cls, record: Record, disk: OpenDisk, region: Region, data: Region, key: bytes) -> "Journal":
@@ -130,7 +133,10 @@ class Journal:
             self._places.append(Place(descriptor.number, descriptor.epoch, at, size))
             self.end = End(self.end.segments + 1, at + size, segments.chain(self.end.digest, block))
             self._writing += 1
+            self._keeper = self._keeper or Keeper()
         try:
+            if (kept := self._keeper.keep([view for _, view in pieces])) is not None:
+                self._kept[descriptor.number] = [(at, view) for (at, _), view in zip(pieces, kept, strict=True)]
             with step("stage"):
                 write_views(self.disk.fd, [block, *(view for _, view in pieces)], self._side.offset + at)
         except OSError:
@@ -176,9 +182,13 @@ class Journal:
             self._places = list(self._walk())
         with step("data-write"):
             _Replay(self, self._places, cancelled or threading.Event(), on_progress).run()
+        self._kept, self._keeper = {}, None
 
     def read(self, place: Place, view: memoryview) -> list[Piece]:
-        """The pieces of a segment, checked, in ``view``. Raises `JournalDamagedError`."""
+        """The pieces of a segment: as they were staged, or read into ``view`` and checked. Raises
+        `JournalDamagedError`."""
+        if (kept := self._kept.get(place.number)) is not None:
+            return kept
         view = view[: place.size]
         self._read(view, place.at)
         found = segments.parse(view[:DESCRIPTOR_BYTES], bytes.fromhex(self.id), place.number, self.data.length)
