@@ -244,8 +244,9 @@ class Run:
         if copier.tally.read > MIB:
             if self.throttle is None or not self.throttle.held_back:
                 self.rate, self.measured = copier.tally.read / max(time.monotonic() - start, 1e-3), True
-            else:  # the final barrier does not wait, and reads with one thread
-                self.rate = self.throttle.copied / max(self.throttle.reading, 1e-3)
+            else:  # the final barrier does not wait, uses one thread, and writes only to what is to be coupled
+                writing = copier.tally.writing if any(job.attach for job in self.alive) else 0.0
+                self.rate = self.throttle.copied / max(self.throttle.reading + writing, 1e-3)
         self.settle(copier.tally)
 
     def _advance(self, size_bytes: int) -> None:

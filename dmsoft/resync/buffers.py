@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dmsoft.units import KIB, MIB
+from dmsoft.units import MIB
 
 _HUGE_BYTES = 2 << 20
 _SLAB_BYTES = 16 * MIB
-_MOST_KEPT_BYTES, _KEPT_SHARE = 512 * MIB, 4
+_MOST_KEPT_BYTES, _SHARE_OF_OTHERS = 512 * MIB, 0.5
 
 
 def aligned_buffer(size_bytes: int, *, huge: bool = False, present: bool = False) -> memoryview:
@@ -40,11 +40,11 @@ def aligned_buffer(size_bytes: int, *, huge: bool = False, present: bool = False
 
 
 class Keeper:
-    """Keeps copies of data that are wanted again soon, as long as they take no more than ``most_bytes``: a quarter of
-    the memory that is to be had now, if none are given. Used by several threads; what is kept is freed with it."""
+    """Keeps copies of data that are wanted again soon: at most ``most_bytes``, and only while half of the machine's
+    memory is there for others. Used by several threads; what is kept is freed with its last view."""
 
-    def __init__(self, most_bytes: int | None = None) -> None:
-        self._left = min(_MOST_KEPT_BYTES, _available() // _KEPT_SHARE) if most_bytes is None else most_bytes
+    def __init__(self, most_bytes: int = _MOST_KEPT_BYTES) -> None:
+        self._left = most_bytes
         self._slab = memoryview(b"")
         self._lock = threading.Lock()
 
@@ -52,23 +52,33 @@ class Keeper:
         """Copies of them, aligned as long as all their sizes are multiples of 512; None if there is no room."""
         size = sum(map(len, views))
         with self._lock:
-            if size > len(self._slab):
-                if size > _SLAB_BYTES or self._left < _SLAB_BYTES:
-                    return None
-                self._left -= _SLAB_BYTES
-                self._slab = aligned_buffer(_SLAB_BYTES, huge=True)
+            if size > len(self._slab) and not self._grow(size):
+                return None
             memory, self._slab = self._slab[:size], self._slab[size:]
         kept = []
         for view in views:
             kept.append(memory[: len(view)])
             memory = memory[len(view) :]
+            # numpy copies without the interpreter's lock.
             np.copyto(np.frombuffer(kept[-1], np.uint8), np.frombuffer(view, np.uint8))
         return kept
 
+    def _grow(self, size_bytes: int) -> bool:
+        """A new slab with room for so many bytes; what the old one had left is lost."""
+        if size_bytes > _SLAB_BYTES or self._left < _SLAB_BYTES:
+            return False
+        try:
+            if _available_share() < _SHARE_OF_OTHERS:
+                return False
+            self._slab = aligned_buffer(_SLAB_BYTES, huge=True)
+        except OSError:  # whoever asks can do without
+            return False
+        self._left -= _SLAB_BYTES
+        return True
 
-def _available() -> int:
-    """Bytes of memory that are free or can be freed (Documentation/filesystems/proc.rst)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * KIB
-    return 0
+
+def _available_share() -> float:
+    """Which part of the machine's memory is free or can be freed (Documentation/filesystems/proc.rst)."""
+    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
+    sizes = {words[0]: int(words[1]) for words in lines}
+    return sizes["MemAvailable:"] / sizes["MemTotal:"]

@@ -69,7 +69,8 @@ class Side:
 class Tally:
     """What a copy did, in bytes of the data region; ``written`` by target. Shared by the threads. ``rescued``: what the
     source could not give and another disk could; ``unread``: what neither could. ``requests`` have been dealt with, and
-    ``failures`` is how many could not be read or not be written to one of their targets."""
+    ``failures`` is how many could not be read or not be written to one of their targets. ``writing``: seconds that
+    writes took, summed over the threads."""
 
     written: list[int]
     read: int = 0
@@ -78,6 +79,7 @@ class Tally:
     rescued: int = 0
     requests: int = 0
     failures: int = 0
+    writing: float = field(default=0.0, compare=False)
     unread: list[Request] = field(default_factory=list)
     failed: dict[int, OSError] = field(default_factory=dict)
 
@@ -212,13 +214,14 @@ class Copier:
             for at in range(0, len(mine), BATCH_PIECES):
                 if index not in self.tally.failed:
                     self._put(index, mine[at : at + BATCH_PIECES], theirs)
-        rate = used / max(time.monotonic() - start, 1e-6)
+        seconds = time.monotonic() - start
         done = sum(len(data) for _, data in held)
         with self._lock:
             self.tally.read += done
+            self.tally.writing += seconds
             self.tally.requests += len(batch)
         self.on_progress(done)
-        return rate
+        return used / max(seconds, 1e-6)
 
     def _read(self, request: Request, data: memoryview) -> list[tuple[Request, memoryview]]:
         """The request and its bytes; if it cannot be read, those pieces of it that can be had."""

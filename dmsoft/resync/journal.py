@@ -91,7 +91,7 @@ class Journal:
         self._changed = threading.Condition()
         self._places: list[Place] = []
         self._blocks: list[memoryview] = []
-        self._keeper: Keeper | None = None
+        self._keeper = Keeper()
         self._kept: dict[int, list[Piece]] = {}
 
     @classmethod
@@ -133,7 +133,6 @@ class Journal:
             self._places.append(Place(descriptor.number, descriptor.epoch, at, size))
             self.end = End(self.end.segments + 1, at + size, segments.chain(self.end.digest, block))
             self._writing += 1
-            self._keeper = self._keeper or Keeper()
         try:
             if (kept := self._keeper.keep([view for _, view in pieces])) is not None:
                 self._kept[descriptor.number] = [(at, view) for (at, _), view in zip(pieces, kept, strict=True)]
@@ -182,7 +181,7 @@ class Journal:
             self._places = list(self._walk())
         with step("data-write"):
             _Replay(self, self._places, cancelled or threading.Event(), on_progress).run()
-        self._kept, self._keeper = {}, None
+        self._kept, self._keeper = {}, Keeper()
 
     def read(self, place: Place, view: memoryview) -> list[Piece]:
         """The pieces of a segment: as they were staged, or read into ``view`` and checked. Raises

@@ -17,9 +17,9 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.member import header
 from dmsoft.member import record as records
 from dmsoft.member.payload import Secondary, Sync
+from dmsoft.resync import buffers, recovery, segments
 from dmsoft.resync import journal as journal_module
-from dmsoft.resync import recovery, segments
-from dmsoft.resync.buffers import aligned_buffer
+from dmsoft.resync.buffers import Keeper, aligned_buffer
 from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES, Copier, Side, write_all
 from dmsoft.resync.extents import requests, runs
 from dmsoft.resync.journal import Journal, needed
@@ -183,6 +183,37 @@ def test_a_commit_needs_every_segment(bench: Bench, start: bytes, old: bytes) ->
         spoiled = bench.disk(spoiled.image()[:32] + b"\xff" + spoiled.image()[33:])
         assert sync_of(reopened(spoiled)).doubt is not None
         bench.close()
+
+
+def test_what_is_kept_is_a_copy_and_no_more_than_allowed() -> None:
+    keeper, view = Keeper(32 * MIB), aligned_buffer(MIB)
+    kept: list[memoryview] = []
+    for number in range(33):
+        view[:4] = number.to_bytes(4)
+        copies = keeper.keep([view[:512], view[512:]])
+        assert (copies is None) == (number == 32)
+        kept += copies or []
+    assert [int.from_bytes(each[:4]) for each in kept[::2]] == list(range(32))
+    assert {np.frombuffer(each, np.uint8).ctypes.data % 512 for each in kept} == {0}
+
+
+@pytest.mark.parametrize("fault", ["full", "no memory", "no answer"])
+def test_without_memory_a_journal_is_read_back(
+    bench: Bench, start: bytes, old: bytes, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lack of memory is no fault of the disk's."""
+
+    def fail(*_: object, **__: object) -> float:
+        raise OSError(12, "out of memory")
+
+    if fault == "full":
+        monkeypatch.setattr(buffers, "_available_share", lambda: 0.4)
+    else:
+        monkeypatch.setattr(buffers, "aligned_buffer" if fault == "no memory" else "_available_share", fail)
+    work = passes(random.Random(15), 2)
+    disk = bench.disk(start)
+    resync(job_on(disk), work)
+    assert whole(disk, old, after(old, work)).era == NEW_ERA
 
 
 @pytest.mark.parametrize("other", ["key", "member", "header", "era"])
