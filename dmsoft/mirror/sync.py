@@ -21,7 +21,7 @@ from dmsoft.mirror.lock import locked
 from dmsoft.mirror.plan import leg_nodes
 from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.proof import Proved
-from dmsoft.mirror.running import NoRoomError, Running, guard_of
+from dmsoft.mirror.running import Running, guard_of
 from dmsoft.mirror.spare import Spares
 from dmsoft.mirror.start import uuid_of
 from dmsoft.resync.copy import CancelledError
@@ -108,6 +108,7 @@ def resynced(
         proven, errors = Proved.nothing(), dict[str, DmsoftError]()
         if not wanted.dry_run:
             guard = stack.enter_context(guard_of(running, coupled=any(r.mode == "write-behind" for r in records)))
+            stack.enter_context(untracked.given_up_on_failure(running, guard))
             proven, errors = _prove(running, records, guard, progress, cancelled, wanted)
             done = {each.label for each in proven.jobs} | set(errors)
             records = _with_coupled(running, [record for record in records if record.label not in done])
@@ -273,12 +274,7 @@ def _run(
     )  # fmt: skip
     if rates:
         run.rate = float(min(rates))
-    try:
-        run.run()
-    except NoRoomError:
-        if running.era_status().failed:  # the primary's writes fail with it
-            untracked.give_up(running, guard, "the era metadata failed during a resync")
-        raise
+    run.run()
     notes.confirmed(running, jobs, round(run.rate) if run.measured else None)
     return run
 

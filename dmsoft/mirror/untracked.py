@@ -11,6 +11,7 @@ doubt is taken from the header last of all.
 """
 
 import contextlib
+from collections.abc import Iterator
 
 from dmsoft.dm import memory
 from dmsoft.dm.device import Device
@@ -77,6 +78,21 @@ def give_up(running: Running, guard: Guard, reason: str) -> None:
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
     if is_tracked(running.names):
         _swap(running, guard, untracked_top(running.payload, shielded=is_shielded(running.names)).table)
+
+
+@contextlib.contextmanager
+def given_up_on_failure(running: Running, guard: Guard) -> Iterator[None]:
+    """The block works on a mirror that tracks. If it fails, of whatever, and the era metadata has, then the primary's
+    writes fail as well: tracking is given up before the error goes on its way. Enter it while no barrier is open."""
+    try:
+        yield
+    except (DeviceError, MetadataError, NotFoundError):
+        failed = False
+        with contextlib.suppress(DmsoftError):  # what the block failed of matters more
+            failed = is_tracked(running.names) and running.era_status().failed
+        if failed:
+            give_up(running, guard, "the era metadata failed during a resync")
+        raise
 
 
 def restore(running: Running, guard: Guard) -> str | None:

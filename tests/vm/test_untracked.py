@@ -5,6 +5,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,8 +15,10 @@ from dmsoft.dm.targets import Linear, single
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import DmsoftError
 from dmsoft.member import header, regions
-from dmsoft.mirror import barrier, canary, locate, plan, untracked
+from dmsoft.mirror import barrier, canary, locate, plan, sync, untracked
+from dmsoft.mirror.progress import Silent
 from dmsoft.mirror.running import Running, device, guard_of
+from dmsoft.mirror.sync import Request
 from dmsoft.mirror.wayout import TrackingLostError
 from dmsoft.units import KIB, MIB, Sectors
 from tests.vm.rig import NAME, Rig, Writer, dmsoft, ok, ours, read, sh, suspended, table, unchanged, wait_until
@@ -107,6 +110,43 @@ def test_failing_metadata(rig: Rig) -> None:
     with unchanged(rig.secondaries["one"]):
         assert ok("start", NAME, "--json").json["doubt"] is None
     assert rig.states() == {"one": "current"}
+
+
+class Breaking(Silent):
+    """Watches a resync, and does something at the beginning of one of its phases."""
+
+    def __init__(self, name: str, what: Callable[[], None]) -> None:
+        self._name, self._what = name, what
+
+    def phase(self, name: str, bytes_total: int, bytes_later: int = 0) -> None:
+        if name == self._name:
+            self._what()
+
+
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+@pytest.mark.parametrize(
+    ("phase", "features"),
+    [("pass 1", "error_writes"), *(pytest.param("final", how, marks=pytest.mark.slow) for how in ("error_writes", ""))],
+)
+def test_metadata_that_fails_in_the_middle_of_a_resync(rig: Rig, phase: str, features: str) -> None:
+    """Whoever finds it out takes the way out: from then on no write fails. ``features`` none: it is gone as a whole."""
+    metadata = cut_metadata(rig)
+    rig.write(*range(20))
+
+    def breaks() -> None:
+        if features:
+            rig.behave(metadata, "c0", features)
+        else:
+            rig.behave(metadata, "c0", bad=(0, 16 * MIB // 512))
+
+    with stubborn(rig), pytest.raises(DmsoftError, match="era"):
+        sync.resync(Request(NAME), Breaking(phase, breaks), threading.Event())
+    assert "era metadata failed" in is_untracked(rig)
+    with rig.writing(span=16 * MIB):  # raises at its end if a write failed
+        rig.write(3, 22)
+    rig.behave(metadata, "c0")
+    is_tracked(rig, "compare")
+    rig.equal()
 
 
 @pytest.mark.slow
