@@ -15,6 +15,7 @@ import random
 import select
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,12 @@ import msgspec
 
 from dmsoft.errors import BusyError
 from dmsoft.member import header, keys
+from dmsoft.mirror.lock import locked
+from dmsoft.mirror.times import now
 from tests.harness.guestkit import Disks, settle
 from tests.soak.claims import look, primary_problems, problems
 from tests.soak.content import BLOCK, Content, fill, newest
+from tests.vm.monitor_bed import Monitor
 from tests.vm.rig import NAME, Ran, dmsoft, ok, sh, suspended, wait_until
 
 CUT = "the power goes now"
@@ -34,6 +38,8 @@ LABELS = {"a": "s0", "b": "s1", "c": "s2"}
 _GONE, _REFUSED = (0, 5, 6), ("old-copy", "changed-elsewhere")
 _LONGEST_STALL = 60.0
 _FIRST_CUT = 7
+# So long at most it is at work before a disk is plugged in, and after.
+_DAEMON_SECONDS = 6.0
 
 
 class State(msgspec.Struct):
@@ -100,7 +106,7 @@ class Machine:
 
     def _create(self) -> None:
         words = [word for label, serial in LABELS.items() for word in ("--secondary", f"{label}={self.disks[serial]}")]
-        ok("create", NAME, "--primary", self.primary, *words, "--block-size", "64K", "--yes")
+        ok("create", NAME, "--primary", self.primary, *words, "--block-size", "64K", "--interval", "2s", "--yes")
         self.state.mirror = header.require(self.primary).payload.mirror_uuid
         self.state.key = self.key().hex()
         self.remember()
@@ -152,7 +158,8 @@ class Machine:
         kinds: list[tuple[Callable[[], str], int]] = [
             (self.burst, 30), (self.plug, 30 if self.state.out else 0), (self.pull, 12 if self.here() else 0),
             (self.pull_in_a_copy, 8 if self.here() else 0), (self.eject, 12 if self.here() else 0),
-            (self.kill, 14 if self.here() else 0), (self.restart, 5), (self.check, 5),
+            (self.kill, 14 if self.here() else 0), (self.daemon, 8), (self.restart, 5),
+            (self.check, 5),
         ]  # fmt: skip
         (kind,) = self.chance.choices([kind for kind, _ in kinds], [weight for _, weight in kinds])
         start = time.monotonic()
@@ -224,6 +231,34 @@ class Machine:
         self.write(1)
         return f"{label}, {'in time' if code < 0 else 'too late'}"
 
+    def daemon(self) -> str:
+        """The daemon is at work while blocks are written and a disk is plugged in, and is killed."""
+        with tempfile.TemporaryDirectory() as folder:
+            least, start = self.next - 1, now()
+            monitor = Monitor(Path(folder))
+            try:
+                with self.writing():
+                    time.sleep(_DAEMON_SECONDS * self.chance.random())
+                    if self.state.out:
+                        label = self.chance.choice(self.state.out)
+                        self.disks.replug(LABELS[label])
+                        self.state.out.remove(label)
+                        self.remember()
+                    time.sleep(_DAEMON_SECONDS * self.chance.random())
+                assert monitor.process.poll() is None, f"the daemon ended by itself: {monitor.events()}"
+            finally:
+                monitor.kill()
+            # What it has begun is ended by those who do it.
+            with locked(self.state.mirror, "operation", timeout=60):
+                assert not suspended()
+            caught_up = [each for each in monitor.events("caught-up") if each.get("consistent_as_of", "") > start]
+            for event in caught_up:
+                self.state.promised[event["label"]] = max(least, self.state.promised.get(event["label"], 0))
+            self.remember()
+            self.write(1)
+            told = ", ".join(sorted({event["event"] for event in monitor.events()}))
+            return f"killed after {len(caught_up)} copies ({told})"
+
     def _copying(self, label: str) -> int:
         """A process that copies to that disk, in one way or the other."""
         words = self.chance.choice([("attach", str(self.disks[LABELS[label]])), ("resync", NAME, label),
@@ -269,9 +304,11 @@ class Machine:
         if how == "stop":
             patiently("stop", NAME)
             sys.exit(0)
-        # In the middle of a copy, and of writes.
-        here = self.here()
-        if here and self.chance.random() < 0.7:
+        # In the middle of a copy or of the daemon's work, and of writes.
+        here, busy = self.here(), self.chance.choices(["copy", "daemon", ""], [5, 2, 3])[0]
+        if busy == "daemon":
+            Monitor(Path(tempfile.mkdtemp()))
+        elif busy and here:
             self._copying(self.chance.choice(here))
         with self.writing():
             time.sleep(self.chance.random() * 1.5)
