@@ -5,6 +5,7 @@ import contextlib
 import mmap
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -126,10 +127,22 @@ class Mdadm:
         sh("modprobe", "raid1")
         for limit, value in (("max", "10000000"), ("min", "1000000")):
             Path(f"/proc/sys/dev/raid/speed_limit_{limit}").write_text(value)
-        sh("mdadm", "--create", "/dev/md/bench", "--run", "--level=1", "--raid-devices=2", "--bitmap=internal",
-           "--bitmap-chunk=64K", "--assume-clean", first, second)  # fmt: skip
+        self._create(first, second)
         self._md = os.path.realpath("/dev/md/bench")
         self._degraded = Path(f"/sys/block/{os.path.basename(self._md)}/md/degraded")
+
+    @staticmethod
+    def _create(first: str, second: str) -> None:
+        """With the finest bitmap it takes: how fine depends on the room before the data, and so on the disk's size."""
+        for chunk in ("64K", "128K", "256K", "512K", "1M", "2M"):
+            for disk in (first, second):
+                sh("wipefs", "--all", disk)
+            with contextlib.suppress(RuntimeError):
+                sh("mdadm", "--create", "/dev/md/bench", "--run", "--level=1", "--raid-devices=2", "--bitmap=internal",
+                   f"--bitmap-chunk={chunk}", "--assume-clean", first, second)  # fmt: skip
+                print(f"mdadm's bitmap has a bit for each {chunk}", file=sys.stderr)
+                return
+        raise RuntimeError("mdadm takes no bitmap at all on these disks")
 
     def catch_up(self, extents: Extents) -> float:
         sh("mdadm", self._md, "--fail", self._second)

@@ -23,16 +23,23 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 class Image:
     """A raw image file behind one virtio disk, found in the guest at ``/dev/disk/by-id/virtio-SERIAL``.
 
-    Every request to it is also written to ``log``, for `tests.harness.writelog`. ``speed``: bytes a second at most, 0
-    for no limit. If it is ``served``, ``path`` is the socket of a `tests.harness.nbd.Server`, which knows the disk by
-    its serial.
+    Every request to it is also written to ``log``, for `tests.harness.writelog`. ``speed`` and
+    ``iops``: bytes and requests a second at most, 0 for no limit. If it is ``served``, ``path`` is the socket of a
+    `tests.harness.nbd.Server`, which knows the disk by its serial.
     """
 
     path: Path
     serial: str
     log: Path | None = None
     speed: int = 0
+    iops: int = 0
     served: bool = False
+
+    @property
+    def limits(self) -> str:
+        """As properties of QEMU's throttle group; empty if there is none."""
+        limits = {"x-bps-total": self.speed, "x-iops-total": self.iops}
+        return ",".join(f"{name}={value}" for name, value in limits.items() if value)
 
 
 @dataclass(frozen=True)
@@ -63,8 +70,8 @@ def arguments(hardware: Hardware, ports: dict[str, int]) -> list[str]:
         argv += ["-chardev", f"socket,id={name},fd={descriptor}"]
         argv += ["-device", f"virtserialport,name=dmsoft.{name},chardev={name}"]
     for number, image in enumerate(hardware.images):
-        if image.speed:
-            argv += ["-object", f"throttle-group,id=limit{number},x-bps-total={image.speed}"]
+        if image.limits:
+            argv += ["-object", f"throttle-group,id=limit{number},{image.limits}"]
         argv += ["-blockdev", json.dumps(_blockdev(image, number))]
         argv += ["-device", f"virtio-blk-pci,drive=disk{number},serial={image.serial}"]
     return argv
@@ -109,7 +116,7 @@ def _kernel_command_line(hardware: Hardware) -> list[str]:
 def _blockdev(image: Image, number: int) -> dict[str, object]:
     """The disk as QEMU is to open it, limited in its speed if that is wished."""
     node = f"disk{number}"
-    if not image.speed:
+    if not image.limits:
         return _opened(image, node)
     below = _opened(image, f"{node}-file")
     return {"driver": "throttle", "node-name": node, "throttle-group": f"limit{number}", "file": below}

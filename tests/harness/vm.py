@@ -39,8 +39,8 @@ class Disk:
     """A disk of the guest: an empty sparse one of ``size`` bytes for this run, the file ``path``, which stays, or the
     store of that name at the socket ``server``, see `tests.harness.nbd`.
 
-    ``log`` names a file that is to hold every request to the disk afterwards, see `tests.harness.writelog`. ``speed``:
-    bytes a second that it moves at most, 0 for as many as it can.
+    ``log`` names a file that is to hold every request to the disk afterwards, see `tests.harness.writelog`. ``speed``
+    and ``iops``: bytes and requests a second that it takes at most, 0 for as many as it can.
     """
 
     serial: str
@@ -48,6 +48,7 @@ class Disk:
     path: Path | None = None
     log: Path | None = None
     speed: int = 0
+    iops: int = 0
     server: Path | None = None
 
 
@@ -196,7 +197,7 @@ class Machine:
             raise HarnessError(f"{path} is not a file")
         if disk.log is not None:
             disk.log.write_bytes(b"")
-        return qemu.Image(path.absolute(), disk.serial, disk.log and disk.log.absolute(), disk.speed)
+        return qemu.Image(path.absolute(), disk.serial, disk.log and disk.log.absolute(), disk.speed, disk.iops)
 
     def console(self) -> str:
         return self._console.read_bytes().decode(errors="replace") if self._console.exists() else ""

@@ -69,8 +69,7 @@ class Soak:
         self._judge()
 
     def _boot(self, first: int, last: int, end: str) -> None:
-        state = self.folder / "state.json"
-        state.write_bytes(msgspec.json.encode(self.state))
+        state = msgspec.json.encode(self.state).decode()
         logged = end == "cut"
         result = vm.run(
             [".venv/bin/python", "-m", "tests.soak.guest", *map(str, (self.seed, first, last, state))],

@@ -3,7 +3,7 @@
 
     python -m tests.soak.guest SEED FIRST LAST STATE
 
-STATE is a file of the host (`State` as JSON). Standard output is for the host: a line of JSON for whatever must be
+STATE is a `State` as JSON. Standard output is for the host: a line of JSON for whatever must be
 remembered, also by a machine that dies the moment after.
 """
 
@@ -375,8 +375,8 @@ def _wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main(seed: int, first: int, last: int, path: str) -> None:
-    machine = Machine(seed, msgspec.json.decode(Path(path).read_bytes(), type=State))
+def main(seed: int, first: int, last: int, state: str) -> None:
+    machine = Machine(seed, msgspec.json.decode(state, type=State))
     machine.begin()
     for event in range(first, last):
         machine.do(event)

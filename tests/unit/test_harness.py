@@ -183,9 +183,9 @@ def test_paths_with_commas_reach_qemu_whole() -> None:
 
 
 def test_a_disk_can_have_a_speed() -> None:
-    image = qemu.Image(Path("/images/slow"), "p0", speed=1000)
+    image = qemu.Image(Path("/images/slow"), "p0", speed=1000, iops=20)
     argv = qemu.arguments(hardware(images=(image,)), {"control": 7})
-    assert "throttle-group,id=limit0,x-bps-total=1000" in argv
+    assert "throttle-group,id=limit0,x-bps-total=1000,x-iops-total=20" in argv
     node = json.loads(argv[argv.index("-blockdev") + 1])
     assert (node["driver"], node["node-name"], node["throttle-group"]) == ("throttle", "disk0", "limit0")
     assert node["file"]["file"]["filename"] == "/images/slow"
