@@ -90,7 +90,9 @@ def _rows(stage: Stage, found: dict[str, Any]) -> Iterator[Row]:
     if not journal["journal"] or direct["journal"]:
         raise RuntimeError(f"{case} did not go the way it was meant to")
     yield Row(case, "direct: copying", direct["copying"], found["bare"], "a bare copy", copying)
-    yield Row(case, "journal: copying", journal["copying"], found["bare twice"], "a bare copy that writes twice", copying)
+    yield Row(
+        case, "journal: copying", journal["copying"], found["bare twice"], "a bare copy that writes twice", copying
+    )
     best = min(seconds for seconds in found["peers"].values() if seconds is not None)
     for name, seconds in found["peers"].items():
         bar = 1.0 if stage.speed and seconds in (best, None) else None  # one that failed is not beaten
