@@ -34,7 +34,12 @@ class Request:
 def requests(log: Path) -> Iterator[Request]:
     """Every request of a log, also of one that was cut off. Raises ValueError for another file."""
     with log.open("rb") as file:
-        magic, version, _, sector = _SUPER.unpack(file.read(_SUPER.size))
+        head = file.read(_SUPER.size)
+        if not head:  # QEMU begins it at the first write or flush
+            return
+        if len(head) < _SUPER.size:
+            raise ValueError(f"{log} is not a log of writes")
+        magic, version, _, sector = _SUPER.unpack(head)
         if magic != _MAGIC or version != 1:
             raise ValueError(f"{log} is not a log of writes")
         at = sector

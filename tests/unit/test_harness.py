@@ -357,3 +357,10 @@ def test_a_seed_is_the_same_again_and_another_for_another_test(tmp_path: Path) -
     seeds = [re.findall(r"^[ab] (\d+)$", run_pytest(tmp_path, source, DMSOFT_TEST_SEED="7"), re.M) for _ in range(2)]
     assert seeds[0] == seeds[1]
     assert len(set(seeds[0])) == 2
+
+
+def test_a_disk_that_got_no_request_has_an_empty_log(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    (tmp_path / "image").write_bytes(b"a" * 512)
+    assert writelog.lose_cache(tmp_path / "log", tmp_path / "image") == 0
+    assert (tmp_path / "image").read_bytes() == b"a" * 512
