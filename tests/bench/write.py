@@ -5,6 +5,9 @@ A barrier comes first. Then the first write to each block costs a commit of the 
 each interval: the warm-up is what follows a barrier, the run itself what the rest of an interval is like. The mirror
 and its bare primary take turns of ten seconds, and the medians of both are compared. Both parts together stand for a
 whole default interval, where the working set was marked by the end of the warm-up.
+
+The disks take as many requests and bytes a second as a good SATA SSD takes small writes with a flush after each.
+Without a limit a VM's disks are as fast as the host's memory, and what shows is the emulated processor.
 """
 
 import argparse
@@ -32,10 +35,13 @@ def measure(arguments: list[str]) -> Iterator[Row]:
     parser.add_argument("--sizes", default=",".join(map(str, _SIZES)), help="bytes of a block (default %(default)s)")
     parser.add_argument("--loads", default=",".join(_LOADS), help="default %(default)s")
     parser.add_argument("--places", default="primary,separate", help="of the metadata (default %(default)s)")
+    parser.add_argument("--iops", type=int, default=2000, help="of each disk, 0: no limit (default %(default)s)")
+    parser.add_argument("--speed", type=int, default=400, help="of each disk in MiB/s (default %(default)s)")
     options = parser.parse_args(arguments)
     cases = [len(words.split(",")) for words in (options.sizes, options.loads, options.places)]
     seconds = cases[0] * cases[1] * cases[2] * (2 * options.seconds + 3 * options.warm_up + 60)
-    disks = (vm.Disk("primary", size=_DISK), vm.Disk("secondary", size=_DISK), vm.Disk("metadata", size=256 * MIB))
+    sizes = {"primary": _DISK, "secondary": _DISK, "metadata": 256 * MIB}
+    disks = [vm.Disk(n, size=size, speed=options.speed * MIB, iops=options.iops) for n, size in sizes.items()]
     words = [str(options.seconds), str(options.warm_up), options.sizes, options.loads, options.places]
     for found in guest.figures("tests.bench.write_guest", words, disks, timeout=900 + 2 * seconds):
         yield from _rows(found, options.warm_up)
