@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A real dm-era device that does the steps of `tests.era_history`, and the reader's answers compared with the model."""
 
+import errno
 import fcntl
 import mmap
 import os
@@ -25,6 +26,7 @@ from tests.era_history import History, Step, Write, random_step
 METADATA_BYTES = 4 * MIB
 ORIGIN_BYTES = 48 * MIB
 BLKDISCARD, BLKZEROOUT = 0x1277, 0x127F
+_COLLISIONS = 10
 
 
 def sh(*argv: str | Path) -> str:
@@ -47,6 +49,18 @@ def check(metadata: Path, history: History, eras: Sequence[int]) -> None:
             old = history.snapshot
             if old is not None and era <= old.era + 1:
                 old.check(era, bits_of(reader.written_since(era, snapshot=True).blocks))
+
+
+def _synced(descriptor: int) -> bool:
+    """False if a direct write to the same page came in between, which the kernel reports to the buffered one as EIO
+    (mm/filemap.c, dio_warn_stale_pagecache)."""
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        if err.errno != errno.EIO:
+            raise
+        return False
+    return True
 
 
 class EraBed:
@@ -98,9 +112,11 @@ class EraBed:
             else:
                 with mmap.mmap(-1, write.length) as data:
                     data.write(os.urandom(512) * (write.length // 512))
-                    assert os.pwrite(descriptor, data, write.offset) == write.length
-                if write.how == "buffered":
-                    os.fsync(descriptor)
+                    for _ in range(_COLLISIONS):
+                        assert os.pwrite(descriptor, data, write.offset) == write.length
+                        if write.how != "buffered" or _synced(descriptor):
+                            return
+                    raise OSError(errno.EIO, "a buffered write failed again and again", self.device.path)
         finally:
             os.close(descriptor)
 
