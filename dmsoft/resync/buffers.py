@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dmsoft.units import MIB
+from dmsoft.units import GIB, MIB
 
 _HUGE_BYTES = 2 << 20
 _SLAB_BYTES = 16 * MIB
-_MOST_KEPT_BYTES, _SHARE_OF_OTHERS = 512 * MIB, 0.5
+_MOST_KEPT_BYTES, _SHARE_OF_OTHERS = GIB, 0.5
 
 
 def aligned_buffer(size_bytes: int, *, huge: bool = False, present: bool = False) -> memoryview:

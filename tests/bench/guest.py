@@ -10,11 +10,11 @@ from tests.harness import vm
 
 
 def figures(
-    module: str, arguments: Sequence[str], disks: Sequence[vm.Disk], *, timeout: float
+    module: str, arguments: Sequence[str], disks: Sequence[vm.Disk], *, timeout: float, memory: int = 1536
 ) -> Iterator[dict[str, Any]]:
     """What ``python -m module arguments`` prints, with a dot on standard error for each line as it comes.
 
-    Also what it had printed when it failed; then it raises.
+    Also what it had printed when it failed; then it raises. ``memory`` in MiB.
     """
     text = bytearray()
 
@@ -22,7 +22,7 @@ def figures(
         text.extend(data)
         os.write(2, b"." * data.count(b"\n"))
 
-    settings = vm.Options(tuple(disks), memory=1536, cpus=min(2, os.cpu_count() or 1), timeout=timeout)
+    settings = vm.Options(tuple(disks), memory=memory, cpus=min(2, os.cpu_count() or 1), timeout=timeout)
     result = vm.stream(["python", "-m", module, *arguments], settings, take, lambda data: os.write(2, data))
     os.write(2, b"\n")
     for line in text[: text.rfind(b"\n") + 1].splitlines():

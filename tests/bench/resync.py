@@ -28,6 +28,8 @@ from tests.harness import vm
 # Times, so at least 0.90 of the bare copy's rate.
 _BAR = 1 / 0.90
 _MOST_COPIED = 1.01
+# MiB: of a small server. What is staged in a journal is applied from memory while half of that is free.
+_MEMORY = 4096
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def measure(arguments: list[str]) -> Iterator[Row]:
                 "cases": [[float(share), shape] for share, shape in cases], "seed": options.seed,
                 "journal_bytes": stage.journal_bytes, "delay_ms": stage.delay_ms, "rounds": options.rounds,
             }  # fmt: skip
-            for found in guest.figures("tests.bench.resync_guest", [json.dumps(plan)], stage.disks, timeout=1800):
+            words = [json.dumps(plan)]
+            for found in guest.figures("tests.bench.resync_guest", words, stage.disks, timeout=1800, memory=_MEMORY):
                 yield from _rows(stage, found)
 
 
