@@ -16,14 +16,15 @@ from dmsoft.report.output import emit, say
 def stop(name: str | None, everything: bool, dry_run: bool, as_json: bool) -> None:
     """Stop the mirror NAME; its device must not be in use.
 
-    With --all those that can be stopped are, and the first error of another decides the exit status.
+    What others took down, by dmsetup say, is put in order as well. With --all those that can be stopped are, and the
+    first error of another decides the exit status.
     """
-    from dmsoft.mirror.start import running_mirrors
+    from dmsoft.mirror.stop import stoppable
 
     if everything == (name is not None):
         raise UsageError("Name one mirror, or give --all.", hint="Try 'dmsoft stop --help'.")
     first = None
-    for each in running_mirrors() if name is None else [name]:
+    for each in stoppable() if name is None else [name]:
         try:
             _stop(each, dry_run=dry_run, as_json=as_json)
         except DmsoftError as err:
@@ -35,8 +36,8 @@ def stop(name: str | None, everything: bool, dry_run: bool, as_json: bool) -> No
 
 
 def _stop(name: str, *, dry_run: bool, as_json: bool) -> None:
-    from dmsoft.mirror.start import standing
-    from dmsoft.mirror.start import stop as take_down
+    from dmsoft.mirror.stop import standing
+    from dmsoft.mirror.stop import stop as take_down
 
     if dry_run:
         nodes = standing(name)
@@ -45,8 +46,10 @@ def _stop(name: str, *, dry_run: bool, as_json: bool) -> None:
         else:
             say(f"Would remove {', '.join(nodes)}." if nodes else f"{name} is not running.")
         return
-    was_running = take_down(name)
+    done = take_down(name)
     if as_json:
-        emit({"name": name, "was_running": was_running})
+        emit({"name": name, "was_running": done.was_running, "closed": done.closed})
+    elif done.closed:
+        say(f"{name} was taken down by others; its record is closed now.")
     else:
-        say(f"{name} is stopped." if was_running else f"{name} was not running.")
+        say(f"{name} is stopped." if done.was_running else f"{name} was not running.")

@@ -26,7 +26,8 @@ from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import PREFIX, Names
 from dmsoft.mirror.progress import Reporter
 from dmsoft.mirror.running import Running, is_active
-from dmsoft.mirror.start import start, stop
+from dmsoft.mirror.start import start
+from dmsoft.mirror.stop import stop
 from dmsoft.mirror.sync import DEFAULT_MAX_STALL, Outcome, Request
 
 DEFAULT_WAIT = 30.0

@@ -23,7 +23,8 @@ from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, check_label
 from dmsoft.mirror.plan import leg_nodes
 from dmsoft.mirror.running import Running, guard_of, is_active, node_path
-from dmsoft.mirror.start import require_unused, started, uuid_of
+from dmsoft.mirror.start import started, uuid_of
+from dmsoft.mirror.stop import require_unused
 
 
 def add(name: str, spec: SecondarySpec, *, force: bool = False, dry_run: bool = False) -> list[str]:

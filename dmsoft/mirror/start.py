@@ -1,25 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Starting and stopping a mirror: the stack into the kernel and out, with the era metadata checked on the way in and
-sealed on the way out."""
+"""Starting a mirror: its era metadata are checked, then the stack goes into the kernel."""
 
 import contextlib
-import time
 
 import msgspec
 
 from dmsoft.dm.device import devices
 from dmsoft.dm.failures import CookieTimeoutError
 from dmsoft.dm.kernel import require_targets
-from dmsoft.errors import BusyError, DeviceError, DmsoftError, MetadataError, NotFoundError
-from dmsoft.inventory.sysfs import block_device
-from dmsoft.inventory.usage import Usage
+from dmsoft.errors import DeviceError, DmsoftError, MetadataError
 from dmsoft.member import regions
-from dmsoft.member.payload import MemberRecord, Tracker
-from dmsoft.mirror import attach, canary, dropped, job, locate, lower, plug, registry, tracker, untracked
+from dmsoft.member.payload import MemberRecord
+from dmsoft.mirror import attach, canary, dropped, job, locate, plug, registry, tracker, untracked
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards, takes_discards
 from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.names import PREFIX, Names, Node
+from dmsoft.mirror.names import Names, Node
 from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, likely_shielded, lower_linear, shield, untracked_top
 from dmsoft.mirror.running import Running, guard_of, is_active, way_out_of
 from dmsoft.mirror.untracked import hold_era, zero_metadata
@@ -27,7 +23,6 @@ from dmsoft.units import SECTOR
 
 # Free at every start: what stood of the mirror was taken down before.
 _SLOT_SET = 0
-_UDEV_SECONDS = 5.0
 _KERNEL_SECONDS = 30.0
 
 
@@ -241,89 +236,10 @@ def _welcome(running: Running, record: MemberRecord) -> None:
     attach.claim(running, label)
 
 
-def stop(name: str) -> bool:
-    """Stop the mirror; returns whether it was running. Raises `BusyError` while somebody uses its device.
-
-    A mirror whose primary is gone is taken down all the same; its metadata is checked like after a crash then.
-    """
-    uuid = uuid_of(name)
-    with locked(uuid, "operation", name=name, verb="stop"):
-        names = Names(name, uuid)
-        active = is_active(names)
-        if active:
-            require_unused(names)
-            with contextlib.suppress(NotFoundError):
-                running = Running.of(locate.assemble(name))
-                stopped(running)
-                plug.note(names, plug.PRIMARY, running.assembly.primary.number)
-        dismantle([*inner_nodes(names), names.top])
-        return active
-
-
-def running_mirrors() -> list[str]:
-    """Names of the mirrors whose top stands, in alphabetical order."""
-    return sorted(info.name for info in devices(PREFIX) if info.uuid.endswith("-top"))
-
-
-def standing(name: str) -> list[str]:
-    """Names of the mirror's devices in the kernel, top first."""
-    names = Names(name, uuid_of(name))
-    top = [names.top.name] if device(names.top).info() is not None else []
-    return [*top, *(node.name for node in reversed(inner_nodes(names)))]
-
-
 def uuid_of(name: str) -> str:
     """The uuid of a mirror whose primary may be gone by now."""
     known = next((entry.mirror_uuid for entry in registry.entries() if entry.name == name), None)
     return known or locate.primary_of(name, locate.census()).payload.mirror_uuid
-
-
-def stopped(running: Running) -> None:
-    """`stop` for a caller that holds the operation lock, on a mirror that is running and not in use.
-
-    Removing the top archives the era; then the metadata is final, and its digest goes into the header. Removing the
-    lower waits for behind writes, which go into the caches; those are written back while their legs still stand.
-    """
-    names, payload = running.names, running.payload
-    lower.require_primary(names)
-    coupled = lower.attached_labels(names, [record.label for record in payload.members])
-    dismantle([names.top])
-    dismantle([names.lower, names.shield])
-    with contextlib.suppress(DmsoftError):  # a cache that cannot be drained costs time later: S never counted on it
-        attach.drain_caches(running, coupled)
-    dismantle(inner_nodes(names))
-    with running.writing():
-        running.flush_primary()
-        sealed = _sealed(running)
-        if sealed is not None:
-            running.grant(payload.replace(tracker=sealed))
-
-
-def _sealed(running: Running) -> Tracker | None:
-    """The tracker with the digest of the metadata as they lie there now. None if nothing is tracked, and for metadata
-    that are damaged or not here: the next start judges them."""
-    known = running.payload.tracker
-    if known.doubt is not None:
-        return None
-    try:
-        with running.era_reader() as reader:
-            superblock, digest = reader.superblock(), reader.block_digest()
-    except (MetadataError, DeviceError, NotFoundError):
-        return None
-    return known.replace(clean_digest=digest, era_floor=max(known.era_floor, superblock.current_era))
-
-
-def require_unused(names: Names) -> None:
-    """Raise `BusyError` while the top is mounted, held or open. udev opens it for a moment after each writer's close,
-    so an open alone is waited for a little."""
-    target = device(names.top)
-    deadline = time.monotonic() + _UDEV_SECONDS
-    while (info := target.info()) is not None and info.open_count:
-        uses = [use.text for use in Usage.read().uses(block_device(names.top.path))]
-        if uses or time.monotonic() > deadline:
-            how = "; ".join(uses) or f"{info.open_count} times open"
-            raise BusyError(f"{names.top.path} is in use: {how}.", hint="Unmount or close it, then try again.")
-        time.sleep(0.1)
 
 
 def inner_nodes(names: Names) -> list[Node]:

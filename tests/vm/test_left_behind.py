@@ -5,7 +5,7 @@ import pytest
 
 from dmsoft.dm.device import Device
 from dmsoft.units import MIB
-from tests.vm.rig import NAME, Rig, dmsoft, ok, read, refused, sh, suspended, table, write
+from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sh, suspended, table, write
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -99,3 +99,27 @@ def test_an_interrupt_when_the_lower_has_just_been_suspended(rig: Rig, monkeypat
     rig.write(3)
     ok("remove", NAME, "one", "--yes")
     assert table("m-lower").startswith("linear ")
+
+
+@pytest.mark.parametrize(
+    "down", [pytest.param(("m",), marks=pytest.mark.slow), ("m", "m-lower", "m-metadata", "m-one")]
+)
+def test_what_others_took_down_is_closed(rig: Rig, down: tuple[str, ...]) -> None:
+    """As lvm2 does at shutdown, which removes every device that is not in use: the end is as good as one of ours."""
+    small(rig, one=rig.cut("s0", SIZE))
+    rig.resync()
+    rig.write(3)
+    for name in down:
+        sh("dmsetup", "remove", name)
+    assert rig.primary_header().tracker.clean_digest is None
+    assert ok("stop", "--all", "--json").json == {"name": NAME, "was_running": False, "closed": True}
+    assert ours() == []
+    sealed = rig.primary_header().tracker
+    assert sealed.clean_digest is not None and sealed.era_floor > 0
+    # Nothing is left to be done, and nothing more is said.
+    assert ok("stop", "--all").out == ""
+    assert ok("stop", NAME).out == f"{NAME} was not running.\n"
+    ok("start", NAME)
+    assert rig.primary_header().tracker.clean_digest is None
+    assert rig.states() == {"one": "stale"} and rig.resync()["kind"] == "incremental"
+    rig.equal()

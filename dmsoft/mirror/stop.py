@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Stopping a mirror: the stack out of the kernel, and its era metadata sealed."""
+
+import contextlib
+import time
+
+import msgspec
+
+from dmsoft.dm.device import devices
+from dmsoft.errors import BusyError, DeviceError, DmsoftError, MetadataError, NotFoundError
+from dmsoft.inventory.sysfs import block_device
+from dmsoft.inventory.usage import Usage
+from dmsoft.member.payload import AnyPayload, Primary, Tracker
+from dmsoft.mirror import attach, locate, lower, plug, registry
+from dmsoft.mirror.execute import device, dismantle
+from dmsoft.mirror.lock import locked
+from dmsoft.mirror.names import PREFIX, Names
+from dmsoft.mirror.running import Running, is_active
+from dmsoft.mirror.start import inner_nodes, uuid_of
+
+_UDEV_SECONDS = 5.0
+
+
+class Stopped(msgspec.Struct, frozen=True):
+    """What `stop` did. ``closed``: others had taken the mirror down, and its record is closed now."""
+
+    name: str
+    was_running: bool
+    closed: bool = False
+
+
+def stop(name: str) -> Stopped:
+    """Stop the mirror, and close the record of one that others took down. Raises `BusyError` while somebody uses its
+    device.
+
+    A mirror whose primary is gone is taken down all the same; its metadata is checked like after a crash then.
+    """
+    uuid = uuid_of(name)
+    with locked(uuid, "operation", name=name, verb="stop"):
+        names = Names(name, uuid)
+        active = is_active(names)
+        if active:
+            require_unused(names)
+            with contextlib.suppress(NotFoundError):
+                running = Running.of(locate.assemble(name))
+                stopped(running)
+                plug.note(names, plug.PRIMARY, running.assembly.primary.number)
+        dismantle([*inner_nodes(names), names.top])
+        return Stopped(name, active, closed=not active and _closed(names))
+
+
+def stoppable() -> list[str]:
+    """Names of the mirrors that `stop` has work with, in alphabetical order: whose top stands, or was removed by others
+    and the record left open."""
+    standing = {info.uuid: info.name for info in devices(PREFIX) if info.uuid.endswith("-top")}
+    known = {entry.mirror_uuid for entry in registry.entries()}
+    left = set()
+    if any(f"{PREFIX}{uuid}-top" not in standing for uuid in known):
+        for member in locate.census().primaries():
+            if member.verified and member.payload.mirror_uuid in known and _is_open(member.payload):
+                left.add(member.payload.mirror_name)
+    return sorted({*standing.values(), *left})
+
+
+def _is_open(payload: AnyPayload) -> bool:
+    """Whether the header lacks the digest of a clean stop: the mirror runs, or was not stopped by `stop`."""
+    if not isinstance(payload, Primary):
+        return False
+    return payload.tracker.formatted and payload.tracker.doubt is None and payload.tracker.clean_digest is None
+
+
+def _closed(names: Names) -> bool:
+    """Seal the metadata of a mirror whose devices others removed, as lvm2 does at shutdown; returns whether that was to
+    be done and is.
+
+    Removing the top archived the era, whoever did it. The digest takes nothing back from what the next start checks,
+    so it does no harm after a crash either; what keeps it from being written is for the next start to judge.
+    """
+    with contextlib.suppress(DmsoftError):
+        running = Running.of(locate.assemble(names.name))
+        if running.names == names and running.assembly.doubt is None and _is_open(running.payload):
+            plug.note(names, plug.PRIMARY, running.assembly.primary.number)
+            return _seal(running)
+    return False
+
+
+def standing(name: str) -> list[str]:
+    """Names of the mirror's devices in the kernel, top first."""
+    names = Names(name, uuid_of(name))
+    top = [names.top.name] if device(names.top).info() is not None else []
+    return [*top, *(node.name for node in reversed(inner_nodes(names)))]
+
+
+def stopped(running: Running) -> None:
+    """`stop` for a caller that holds the operation lock, on a mirror that is running and not in use.
+
+    Removing the top archives the era; then the metadata is final, and its digest goes into the header. Removing the
+    lower waits for behind writes, which go into the caches; those are written back while their legs still stand.
+    """
+    names, payload = running.names, running.payload
+    lower.require_primary(names)
+    coupled = lower.attached_labels(names, [record.label for record in payload.members])
+    dismantle([names.top])
+    dismantle([names.lower, names.shield])
+    with contextlib.suppress(DmsoftError):  # a cache that cannot be drained costs time later: S never counted on it
+        attach.drain_caches(running, coupled)
+    dismantle(inner_nodes(names))
+    _seal(running)
+
+
+def _seal(running: Running) -> bool:
+    """Put the digest of the metadata into the header; returns whether they are such that it can be."""
+    with running.writing():
+        running.flush_primary()
+        sealed = _sealed(running)
+        if sealed is not None:
+            running.grant(running.payload.replace(tracker=sealed))
+    return sealed is not None
+
+
+def _sealed(running: Running) -> Tracker | None:
+    """The tracker with the digest of the metadata as they lie there now. None if nothing is tracked, and for metadata
+    that are damaged or not here: the next start judges them."""
+    known = running.payload.tracker
+    if known.doubt is not None:
+        return None
+    try:
+        with running.era_reader() as reader:
+            superblock, digest = reader.superblock(), reader.block_digest()
+    except (MetadataError, DeviceError, NotFoundError):
+        return None
+    return known.replace(clean_digest=digest, era_floor=max(known.era_floor, superblock.current_era))
+
+
+def require_unused(names: Names) -> None:
+    """Raise `BusyError` while the top is mounted, held or open. udev opens it for a moment after each writer's close,
+    so an open alone is waited for a little."""
+    target = device(names.top)
+    deadline = time.monotonic() + _UDEV_SECONDS
+    while (info := target.info()) is not None and info.open_count:
+        uses = [use.text for use in Usage.read().uses(block_device(names.top.path))]
+        if uses or time.monotonic() > deadline:
+            how = "; ".join(uses) or f"{info.open_count} times open"
+            raise BusyError(f"{names.top.path} is in use: {how}.", hint="Unmount or close it, then try again.")
+        time.sleep(0.1)
