@@ -32,6 +32,7 @@ def test_nothing_at_boot_waits_for_a_secondary() -> None:
     """Units that may copy for hours, or wait for a disk, are ordered before nothing."""
     for name in ("dmsoft-attach@.service", "dmsoftd.service"):
         assert not re.findall(r"^(?:Before|RequiredBy)=", units()[name], flags=re.M)
+        assert "Type=oneshot" not in units()[name]
 
 
 def test_the_limits_leave_what_is_needed() -> None:
