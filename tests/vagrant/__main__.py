@@ -10,6 +10,7 @@ import platform
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 from tests.harness import kernels, vm
@@ -48,8 +49,13 @@ def main(argv: list[str]) -> int:
     os.environ["DMSOFT_ACCEL"] = "kvm" if vm.accelerator() == "kvm" else "qemu"
     print(f"{arguments.name} on {platform.node()} with {os.environ['DMSOFT_ACCEL']}", flush=True)
     paths = [] if any(word.startswith("tests/") for word in extra) else ["tests/vagrant"]
-    pytest = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", *paths, *extra]
-    return sandbox.main(pytest)
+    pytest = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]
+    began = time.monotonic()
+    code = sandbox.main([*pytest, "--durations=8", "--durations-min=10", *paths, *extra])
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    what = " ".join([arguments.name, *extra])
+    print(f"dev vagrant {what}: ended with status {code} after {minutes} min {seconds} s", flush=True)
+    return code
 
 
 def _end(number: int, _frame: object) -> None:

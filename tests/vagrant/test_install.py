@@ -3,7 +3,7 @@
 
 import json
 
-from tests.vagrant.conftest import DISKS, path
+from tests.vagrant.conftest import DISKS
 from tests.vagrant.installation import Installation
 from tests.vagrant.machine import Machine
 
@@ -20,7 +20,7 @@ def test_the_disks_are_found(machine: Machine) -> None:
     usable = {
         link for device in listed["devices"] if device["roles"]["secondary"]["usable"] for link in device["by_id"]
     }
-    assert {path(serial) for serial in DISKS} <= usable
+    assert {f"virtio-{serial}" for serial in DISKS} <= usable
     assert listed["missing"] == []
 
 
