@@ -50,6 +50,6 @@ def _stop(name: str, *, dry_run: bool, as_json: bool) -> None:
     if as_json:
         emit({"name": name, "was_running": done.was_running, "closed": done.closed})
     elif done.closed:
-        say(f"{name} was taken down by others; its record is closed now.")
+        say(f"{name} was not stopped by dmsoft; its record is closed now.")
     else:
         say(f"{name} is stopped." if done.was_running else f"{name} was not running.")

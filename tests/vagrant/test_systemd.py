@@ -82,7 +82,7 @@ def went_down_well(machine: Machine) -> None:
     last = said(machine, "-b", "-1", "-u", "dmsoft-stop.service", "-u", "dmsoftd.service")
     assert "Stopped dmsoft-stop.service" in last and "Stopped dmsoftd.service" in last, last
     # lvm2 removes every device that it can, before us and after the daemon.
-    assert any(end in last for end in (f"{NAME} is stopped.", f"{NAME} was taken down by others; its record is")), last
+    assert any(end in last for end in (f"{NAME} is stopped.", f"{NAME} was not stopped by dmsoft; its record is")), last
     theirs = said(machine, "-b", "-1", "-o", "json", "-u", "blk-availability.service", "-u", "dmsoftd.service")
     said_by = [json.loads(line).get("MESSAGE", "") for line in theirs.splitlines()]
     if (began := next((n for n, text in enumerate(said_by) if "Deactivating block devices" in text), None)) is not None:

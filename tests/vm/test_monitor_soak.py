@@ -10,7 +10,7 @@ import pytest
 from dmsoft.mirror.lock import locked
 from dmsoft.units import MIB
 from tests.vm.monitor_bed import LONG, Monitor, current
-from tests.vm.rig import NAME, Rig, dmsoft, ok, suspended
+from tests.vm.rig import NAME, Rig, dmsoft, ok, suspended, wait_until
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -32,7 +32,8 @@ class Soak:
 
     def step(self) -> None:
         self.rig.chance.choices(self._kinds, self._weights)[0]()
-        assert not suspended()
+        # Of the daemon's barriers each is short, also of one that was killed in the middle.
+        wait_until("the mirror is resumed", lambda: not suspended(), 3)
 
     def write(self) -> None:
         self.rig.write(*self.rig.chance.sample(range(BLOCKS), 3))
