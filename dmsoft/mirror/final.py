@@ -112,5 +112,6 @@ class Final:
         lower = device(self._run.running.names.lower)
         here.lower_suspended = True
         lower.suspend(lockfs=False)
+        here.check()  # if the guard resumed the top meanwhile, the lower comes back as it was
         here.owes(resume_watched(self._run.guard.helper, lower))
         here.lower_suspended = False

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Which plug-in of a disk was let go of, so that dmsoft itself does not take it back while it waits for a hand: a
-secondary that was ejected, and the primary of a mirror that was stopped.
+secondary that was ejected, and the primary of a mirror that was stopped. And which mirrors this boot has started.
 
 The kernel numbers every appearance of a disk (``diskseq``, since 5.15). The note in /run is a courtesy: without it a
 disk that was let go of counts as returned, and the header's word that it is away stands until the next resync.
@@ -33,6 +33,25 @@ def waits(names: Names, label: str, number: str) -> bool:
 def forget(names: Names, label: str) -> None:
     with contextlib.suppress(OSError):
         _path(names, label).unlink()
+
+
+def begin(names: Names) -> None:
+    """Remember that the mirror was started: whatever takes it down, its record is ours to close."""
+    with contextlib.suppress(OSError):
+        _begun(names.mirror_uuid).touch()
+
+
+def has_begun(mirror_uuid: str) -> bool:
+    return _begun(mirror_uuid).exists()
+
+
+def end(names: Names) -> None:
+    with contextlib.suppress(OSError):
+        _begun(names.mirror_uuid).unlink()
+
+
+def _begun(mirror_uuid: str) -> Path:
+    return RUN_DIR / f"{mirror_uuid}.begun"
 
 
 def _path(names: Names, label: str) -> Path:

@@ -66,6 +66,7 @@ def started(running: Running) -> Started:
     """`start` for a caller that holds the operation lock. Of a mirror that runs it mends the tracking."""
     already = is_active(running.names)
     plug.forget(running.names, plug.PRIMARY)
+    plug.begin(running.names)
     if already:
         _resume_left(running)
     doubt = _mended(running) if already else _bring_up(running)
@@ -231,8 +232,13 @@ def _look(running: Running) -> tracker.Found:
 def _welcome(running: Running, record: MemberRecord) -> None:
     """A secondary that is here: compare a sample with what it claims, and claim it with its leg."""
     label = record.label
-    with job.opened(running, record, running.current_era()):
-        pass  # opening compares the sample; what differs has been withdrawn on the disk by now
+    with job.opened(running, record, running.current_era()) as opened:
+        if opened.differs:
+            # The disk says so by now. The primary remembers too: nobody but a person has it copied onto.
+            reason = opened.decision.reason
+            suspect = tracker.doubted(record, reason).replace(suspect=reason[:200])
+            with running.writing():
+                running.withdraw(running.payload.with_member(suspect))
     attach.claim(running, label)
 
 

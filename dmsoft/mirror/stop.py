@@ -3,6 +3,7 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 
 import msgspec
 
@@ -41,25 +42,29 @@ def stop(name: str) -> Stopped:
         active = is_active(names)
         if active:
             require_unused(names)
+            lower.require_primary(names)  # also when its disk is gone, and nothing on it can tell the next start
             with contextlib.suppress(NotFoundError):
                 running = Running.of(locate.assemble(name))
                 stopped(running)
                 plug.note(names, plug.PRIMARY, running.assembly.primary.number)
         dismantle([*inner_nodes(names), names.top])
-        return Stopped(name, active, closed=not active and _closed(names))
+        closed = not active and _closed(names)
+        plug.end(names)
+        return Stopped(name, active, closed)
 
 
-def stoppable() -> list[str]:
-    """Names of the mirrors that `stop` has work with, in alphabetical order: whose top stands, or was removed by others
-    and the record left open."""
+def stoppable() -> Iterator[str]:
+    """Names of the mirrors that `stop` has work with: those whose top stands, in alphabetical order, then those started
+    in this boot, whose top was removed by others and the record left open. For these every disk is read, so they wait
+    until the others are stopped."""
     standing = {info.uuid: info.name for info in devices(PREFIX) if info.uuid.endswith("-top")}
-    known = {entry.mirror_uuid for entry in registry.entries()}
-    left = set()
-    if any(f"{PREFIX}{uuid}-top" not in standing for uuid in known):
-        for member in locate.census().primaries():
-            if member.verified and member.payload.mirror_uuid in known and _is_open(member.payload):
-                left.add(member.payload.mirror_name)
-    return sorted({*standing.values(), *left})
+    begun = {entry.mirror_uuid for entry in registry.entries() if plug.has_begun(entry.mirror_uuid)}
+    left = {uuid for uuid in begun if f"{PREFIX}{uuid}-top" not in standing}
+    yield from sorted(standing.values())
+    if left:
+        found = [member for member in locate.census().primaries() if member.verified]
+        payloads = [member.payload for member in found if member.payload.mirror_uuid in left]
+        yield from sorted({payload.mirror_name for payload in payloads if _is_open(payload)})
 
 
 def _is_open(payload: AnyPayload) -> bool:
@@ -73,9 +78,11 @@ def _closed(names: Names) -> bool:
     """Seal the metadata of a mirror whose devices others removed, as lvm2 does at shutdown; returns whether that was to
     be done and is.
 
-    Removing the top archived the era, whoever did it. The digest takes nothing back from what the next start checks,
-    so it does no harm after a crash either; what keeps it from being written is for the next start to judge.
+    Removing the top archived the era, whoever did it, and the digest takes nothing back from what the next start
+    checks; what keeps it from being written is for that to judge.
     """
+    if not plug.has_begun(names.mirror_uuid):  # it may run on another machine now
+        return False
     with contextlib.suppress(DmsoftError):
         running = Running.of(locate.assemble(names.name))
         if running.names == names and running.assembly.doubt is None and _is_open(running.payload):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from dmsoft.errors import DmsoftError, MetadataError, NotFoundError
+from dmsoft.errors import BusyError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.payload import MemberRecord
 from dmsoft.mirror import attach, job, locate, lower, notes, plug, proof, tracker, trust, untracked
 from dmsoft.mirror.catchup import Run
@@ -104,6 +104,8 @@ def resynced(
     with contextlib.ExitStack() as stack:
         lower.require_primary(running.names)
         records, guard = chosen(running, wanted.labels), None
+        if wanted.unattended:
+            records = _without_ejected(running, records)
         progress = stack.enter_context(Progress(running.names.mirror_uuid, reporter))
         proven, errors = Proved.nothing(), dict[str, DmsoftError]()
         if not wanted.dry_run:
@@ -183,6 +185,20 @@ def chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
     if not here:
         raise NotFoundError(f"No secondary of {running.names.name} is here.", hint="Plug one in and try again.")
     return here
+
+
+def _without_ejected(running: Running, records: list[MemberRecord]) -> list[MemberRecord]:
+    """Those that nobody has ejected since it was decided to copy; raises `BusyError` if that leaves none."""
+    placed = running.assembly.secondaries
+    left = [
+        r for r in records if r.label not in placed or not plug.waits(running.names, r.label, placed[r.label].number)
+    ]
+    if not left:
+        raise BusyError(
+            f"{', '.join(record.label for record in records)} was ejected and waits to be unplugged.",
+            hint="Unplug it, or run `dmsoft resync`.",
+        )
+    return left
 
 
 def _with_coupled(running: Running, records: list[MemberRecord]) -> list[MemberRecord]:

@@ -2,9 +2,14 @@
 """Disks that take turns: each leaves as a whole copy of a moment, and gets exactly its own delta when it is back."""
 
 import os
+import threading
 
 import pytest
 
+from dmsoft.errors import BusyError
+from dmsoft.mirror import sync
+from dmsoft.mirror.progress import Silent
+from dmsoft.mirror.sync import Request
 from dmsoft.units import MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, refused, table, wait_until
 
@@ -39,6 +44,8 @@ def test_disks_take_turns(rig: Rig) -> None:
         view = rig.secondary(leaver)
         assert (view["state"], view["stale_blocks"]) == ("away", 1) and view["away_since"]
         assert f"m-{leaver}" not in ours()
+        with pytest.raises(BusyError):  # what was decided before the eject comes too late
+            sync.resync(Request(NAME, (leaver,), unattended=True), Silent(), threading.Event())
         ok("start", NAME)
         assert [part["label"] for part in rig.resync()["secondaries"]] == [stayer]
         missed[stayer] = set()

@@ -4,6 +4,8 @@
 import pytest
 
 from dmsoft.dm.device import Device
+from dmsoft.mirror import plug
+from dmsoft.mirror.names import Names
 from dmsoft.units import MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sh, suspended, table, write
 
@@ -112,6 +114,11 @@ def test_what_others_took_down_is_closed(rig: Rig, down: tuple[str, ...]) -> Non
     for name in down:
         sh("dmsetup", "remove", name)
     assert rig.primary_header().tracker.clean_digest is None
+    names = Names(NAME, rig.primary_header().mirror_uuid)
+    plug.end(names)  # as if another machine had the disks: what this one did not start is not its own to close
+    assert ok("stop", "--all").out == "" and ok("stop", NAME).out == f"{NAME} was not running.\n"
+    assert rig.primary_header().tracker.clean_digest is None
+    plug.begin(names)
     assert ok("stop", "--all", "--json").json == {"name": NAME, "was_running": False, "closed": True}
     assert ours() == []
     sealed = rig.primary_header().tracker

@@ -5,6 +5,7 @@ import contextlib
 import os
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,10 @@ import pytest
 from dmsoft.member import header, keys
 from dmsoft.member.identity import identify
 from dmsoft.member.payload import AnyPayload, Region
+from dmsoft.mirror import sync
+from dmsoft.mirror.progress import Silent
+from dmsoft.mirror.sync import Request
+from dmsoft.resync.copy import CancelledError
 from dmsoft.units import MIB
 from tests.harness.guestkit import settle
 from tests.mutations import mutated
@@ -226,6 +231,34 @@ def test_a_header_alone_with_the_names_of_the_disk(rig: Rig) -> None:
     rig.equal()
     rig.write(4)
     caught_up(rig, path, 1)
+
+
+class Cancelling(Silent):
+    """Watches a resync, and cancels it when its first pass begins."""
+
+    def __init__(self, cancelled: threading.Event) -> None:
+        self._cancelled = cancelled
+
+    def phase(self, name: str, bytes_total: int, bytes_later: int = 0) -> None:
+        if name == "pass 1":
+            self._cancelled.set()
+
+
+def test_a_disk_that_changed_since_a_copy_was_cut_off(rig: Rig) -> None:
+    """Its header has the token of that copy, which goes on by itself; not onto what somebody wrote there since."""
+    make(rig)
+    rig.write(*range(10))
+    path, cancelled = rig.secondaries["one"], threading.Event()
+    with pytest.raises(CancelledError):
+        sync.resync(Request(NAME, max_stall=0, direct=True), Cancelling(cancelled), cancelled)
+    ok("stop", NAME)
+    region = rig.secondary_header("one").regions["data"]
+    write(path, region.offset, rig.random(region.length))
+    ok("start", NAME)
+    assert rig.states() == {"one": "unknown"}
+    refused(rig, path, "changed-elsewhere")
+    assert rig.resync()["kind"] == "compare"  # a person may
+    rig.equal()
 
 
 def test_an_old_clone(rig: Rig) -> None:
