@@ -17,7 +17,7 @@ from dmsoft.resync.pace import LEAST_RATE, Adaptive, Bucket, Limit, Seen, shut
 from dmsoft.units import KIB
 
 _LOOK_SECONDS = 0.1
-_PIECE_BYTES = 32 * KIB
+_PIECE_BYTES = 128 * KIB
 
 
 @dataclass(frozen=True, slots=True)
