@@ -8,7 +8,7 @@ from dmsoft.member import header, keys
 from dmsoft.member.distinct import distinct
 from dmsoft.member.gate import open_exclusive
 from dmsoft.member.payload import MAX_SECONDARIES, Primary
-from dmsoft.mirror import attach, locate, lower, registry
+from dmsoft.mirror import attach, locate, lower, plug, registry
 from dmsoft.mirror.create import (
     SecondarySpec,
     devices_of,
@@ -124,6 +124,7 @@ def destroy(name: str, *, dry_run: bool = False) -> list[str]:
             wipe_member(member.device.path, member.payload.member_uuid)
         keys.remove(mirror_uuid)
         registry.forget(name)
+        plug.end(names)
         return [m.device.path for m in members]
 
 

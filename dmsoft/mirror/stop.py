@@ -32,9 +32,9 @@ class Stopped(msgspec.Struct, frozen=True):
 
 def stop(name: str) -> Stopped:
     """Stop the mirror, and close the record of one that others took down. Raises `BusyError` while somebody uses its
-    device.
+    device, and `PrimaryDroppedError` while its secondaries alone hold the newest data.
 
-    A mirror whose primary is gone is taken down all the same; its metadata is checked like after a crash then.
+    Else a mirror whose primary is gone is taken down all the same; its metadata is checked like after a crash then.
     """
     uuid = uuid_of(name)
     with locked(uuid, "operation", name=name, verb="stop"):
@@ -105,7 +105,6 @@ def stopped(running: Running) -> None:
     lower waits for behind writes, which go into the caches; those are written back while their legs still stand.
     """
     names, payload = running.names, running.payload
-    lower.require_primary(names)
     coupled = lower.attached_labels(names, [record.label for record in payload.members])
     dismantle([names.top])
     dismantle([names.lower, names.shield])

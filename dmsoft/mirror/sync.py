@@ -177,9 +177,7 @@ def chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
             )
     if labels:
         return [known[label] for label in dict.fromkeys(labels)]
-    placed = running.assembly.secondaries
-    here = [r for label, r in known.items() if label in placed]
-    here = [r for r in here if not plug.waits(running.names, r.label, placed[r.label].number)]
+    here = [r for label, r in known.items() if label in running.assembly.secondaries and not _is_ejected(running, r)]
     if not here and running.assembly.problems:
         raise next(iter(running.assembly.problems.values()))
     if not here:
@@ -187,12 +185,15 @@ def chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
     return here
 
 
+def _is_ejected(running: Running, record: MemberRecord) -> bool:
+    """Whether its disk is here and waits to be unplugged."""
+    placed = running.assembly.secondaries.get(record.label)
+    return placed is not None and plug.waits(running.names, record.label, placed.number)
+
+
 def _without_ejected(running: Running, records: list[MemberRecord]) -> list[MemberRecord]:
     """Those that nobody has ejected since it was decided to copy; raises `BusyError` if that leaves none."""
-    placed = running.assembly.secondaries
-    left = [
-        r for r in records if r.label not in placed or not plug.waits(running.names, r.label, placed[r.label].number)
-    ]
+    left = [record for record in records if not _is_ejected(running, record)]
     if not left:
         raise BusyError(
             f"{', '.join(record.label for record in records)} was ejected and waits to be unplugged.",

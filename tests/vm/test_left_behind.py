@@ -130,3 +130,5 @@ def test_what_others_took_down_is_closed(rig: Rig, down: tuple[str, ...]) -> Non
     assert rig.primary_header().tracker.clean_digest is None
     assert rig.states() == {"one": "stale"} and rig.resync()["kind"] == "incremental"
     rig.equal()
+    ok("destroy", NAME, "--yes")
+    assert not plug.has_begun(names.mirror_uuid)
