@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import sys
+import threading
 from typing import Any
 
 # numpy's linear algebra would start a thread a core, and every one of them would be locked into memory by a barrier.
@@ -15,6 +16,10 @@ import click
 
 from dmsoft import __version__
 from dmsoft.errors import DmsoftError, NotRootError
+from dmsoft.units import KIB
+
+# A barrier locks the stack of every thread whole, those that have ended lately as well: 8 MiB each by default.
+threading.stack_size(512 * KIB)
 
 VERBS = (
     "create", "add", "remove", "start", "stop", "destroy", "status", "wait", "stale", "resync", "attach", "eject",

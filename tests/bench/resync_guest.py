@@ -192,7 +192,7 @@ def main(plan: Plan) -> None:
         print(
             json.dumps({
                 "share": share, "shape": shape, "mib": sum(c for _, c in sets[number]) * BLOCK / MIB, **best,
-                **{way: min(done) for way, done in plain[number].items()},
+                **{way: min(done) for way, done in plain[number].items()}, "slowest bare": max(plain[number]["bare"]),
                 "peers": {
                     name: min(peers[number][name]) if name in peers[number] else None
                     for name in (_COMPARE, Drbd.name, Mdadm.name)
