@@ -72,7 +72,8 @@ class Helper:
         return self._pending is not None
 
     def start(self, operation: Operation, device: Device) -> Cookie:
-        """Have it make one ioctl; `wait` for it. ValueError if the last one has not been waited for.
+        """Have it make one ioctl; `wait` for it. Raises `DmIoctlError` if the helper is gone, ValueError if the last
+        one has not been waited for.
 
         The cookie of a resume is owed a `Cookie.wait` once `Device.info` says that the device is not suspended any
         more, also if the ioctl never returns. If `wait` raises, it is gone. Other operations have an empty one.
@@ -80,7 +81,11 @@ class Helper:
         if self._pending is not None:
             raise ValueError("the helper is at work")
         cookie = Cookie.new() if operation is Operation.RESUME else Cookie(0)
-        self._socket.send(_COMMAND.pack(operation, self._devices.index(device), cookie.value))
+        try:
+            self._socket.send(_COMMAND.pack(operation, self._devices.index(device), cookie.value))
+        except OSError as err:  # it was killed
+            cookie.drop()
+            raise failure(_verb(operation), device.name, 0) from err
         self._pending = (operation, device, cookie)
         return cookie
 
@@ -95,11 +100,14 @@ class Helper:
             return False
         operation, device, cookie = self._pending
         self._pending = None
-        answer = self._socket.recv(_REPLY.size)
+        try:
+            answer = self._socket.recv(_REPLY.size)
+        except OSError:  # it was killed before it had read what to do
+            answer = b""
         number = _REPLY.unpack(answer)[0] if len(answer) == _REPLY.size else -1
         if number:
             cookie.drop()
-            raise failure(operation.name.split("_", maxsplit=1)[0].lower(), device.name, max(number, 0))
+            raise failure(_verb(operation), device.name, max(number, 0))
         return True
 
     def close(self) -> None:
@@ -112,6 +120,10 @@ class Helper:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
         return bool(poll.poll(max(0, int(timeout * 1000))))
+
+
+def _verb(operation: Operation) -> str:
+    return operation.name.split("_", maxsplit=1)[0].lower()
 
 
 def _serve(channel: socket.socket, devices: tuple[Device, ...]) -> Never:
