@@ -1,9 +1,50 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Small files that are whole or not there, and durable when the call returns."""
+"""Small files that are whole or not there, and durable when the call returns; and reading such files back."""
 
+import errno
 import os
 import secrets
+import stat
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from dmsoft.units import KIB
+
+_MOST_BYTES = 256 * KIB
+T = TypeVar("T")
+
+
+def read_small(path: Path, most_bytes: int = _MOST_BYTES) -> bytes:
+    """All of a file that we wrote. Raises `OSError`, for a link, a pipe or a longer file as well: we wrote none of
+    those, and to read one could wait or fill the memory."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is not a file", str(path))
+        data = os.read(fd, most_bytes + 1)
+    finally:
+        os.close(fd)
+    if len(data) > most_bytes:
+        raise OSError(errno.EFBIG, "it is too long", str(path))
+    return data
+
+
+def read_json(path: Path, kind: type[T]) -> T | None:
+    """What such a file says; None if it is not there, cannot be read or says nothing of that kind."""
+    try:
+        return decoded(read_small(path), kind)
+    except OSError:
+        return None
+
+
+def decoded(data: bytes, kind: type[T]) -> T | None:
+    """The value in a JSON text; None for any other text."""
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def write_durably(path: Path, data: bytes, *, mode: int = 0o600) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from dmsoft.member.files import read_json
 from dmsoft.mirror.lock import RUN_DIR
 
 PATH = RUN_DIR / "monitor.json"
@@ -72,16 +73,13 @@ def withdraw() -> None:
 
 def read(path: Path = PATH, lock: Path = LOCK) -> Word | None:
     """What a daemon said; None if there is none, and none died since the last that ended as it should."""
-    try:
-        bulletin = msgspec.json.decode(path.read_bytes(), type=Bulletin)
-    except (OSError, msgspec.DecodeError):
-        return None
-    return Word(bulletin, _held(lock))
+    bulletin = read_json(path, Bulletin)
+    return None if bulletin is None else Word(bulletin, _held(lock))
 
 
 def _held(lock: Path) -> bool:
     try:
-        fd = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(lock, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
         return False
     try:

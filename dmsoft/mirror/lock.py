@@ -16,14 +16,17 @@ import errno
 import fcntl
 import os
 import signal
+import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 from dmsoft.errors import BusyError, DeviceError
+from dmsoft.member.files import decoded
 from dmsoft.mirror.times import stamp
 
 RUN_DIR = Path("/run/dmsoft")
@@ -42,9 +45,9 @@ class Holder(msgspec.Struct, frozen=True):
     """Who holds a lock: its process, the verb it runs ("" if not told), and since when, in seconds of the clock;
     ``yields``: it lets go of it when it is sent a SIGTERM."""
 
-    pid: int
+    pid: Annotated[int, Meta(ge=1, le=(1 << 31) - 1)]
     verb: str
-    since: float
+    since: Annotated[float, Meta(ge=0, le=1e11)]
     yields: bool = False
 
 
@@ -85,7 +88,7 @@ def locked(
 def holder(mirror_uuid: str, kind: Kind = "operation") -> Holder | None:
     """Who holds the lock at this moment, None when nobody does or it has not said yet."""
     try:
-        fd = os.open(_path(mirror_uuid, kind), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(_path(mirror_uuid, kind), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -113,6 +116,12 @@ def opened(mirror_uuid: str, kind: Kind) -> int:
     path = _path(mirror_uuid, kind)
     try:
         RUN_DIR.mkdir(mode=0o755, exist_ok=True)
+        facts = RUN_DIR.lstat()
+        if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+            raise DeviceError(
+                f"{RUN_DIR} is no folder that only root may write, so a lock in it could be anybody's.",
+                hint=f"Nothing was done. Find out who made it, and remove it: rm -r {RUN_DIR}",
+            )
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as err:
         raise DeviceError(
@@ -137,9 +146,10 @@ def _try(fd: int, how: int = fcntl.LOCK_EX) -> bool:
 def _words(fd: int) -> Holder | None:
     """What the holder wrote; None for what a holder left that is dead."""
     try:
-        said = msgspec.json.decode(os.pread(fd, _WORDS_BYTES, 0), type=Holder)
-        os.kill(said.pid, 0)
-    except (msgspec.DecodeError, OSError, OverflowError):
+        said = decoded(os.pread(fd, _WORDS_BYTES, 0), Holder)
+        if said is not None:
+            os.kill(said.pid, 0)
+    except OSError:
         return None
     return said
 

@@ -9,6 +9,7 @@ disk that was let go of counts as returned, and the header's word that it is awa
 import contextlib
 from pathlib import Path
 
+from dmsoft.member.files import read_small
 from dmsoft.mirror.lock import RUN_DIR
 from dmsoft.mirror.names import Names
 
@@ -25,7 +26,7 @@ def note(names: Names, label: str, number: str) -> None:
 def waits(names: Names, label: str, number: str) -> bool:
     """Whether the disk ``number`` was let go of and has not been unplugged since."""
     try:
-        return _path(names, label).read_text() == appearance(number)
+        return read_small(_path(names, label)) == appearance(number).encode()
     except OSError:
         return False
 

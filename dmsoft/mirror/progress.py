@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from dmsoft.member.files import read_json
 from dmsoft.mirror.lock import RUN_DIR, holder
 
 _PUBLISH_SECONDS = 1.0
@@ -166,13 +167,11 @@ class Progress:
 
 def published(mirror_uuid: str) -> Published | None:
     """What the holder of the mirror's operation lock has published, None when it has not or there is none."""
-    held = holder(mirror_uuid)
-    try:
-        said = msgspec.json.decode(_path(mirror_uuid).read_bytes(), type=Published)
-    except (OSError, msgspec.DecodeError):
+    held, said = holder(mirror_uuid), read_json(_path(mirror_uuid), Published)
+    if held is None or said is None:
         return None
     # Of one that was killed its file stays, and another process may have its number by now.
-    return said if held is not None and said.pid == held.pid and said.started >= held.since else None
+    return said if said.pid == held.pid and said.started >= held.since else None
 
 
 def _path(mirror_uuid: str) -> Path:

@@ -5,12 +5,11 @@ A convenience and nothing more: it lets `status` speak of a mirror whose primary
 in the headers, and a mirror whose entry is lost is found by looking at the disks.
 """
 
-import contextlib
 from pathlib import Path
 
 import msgspec
 
-from dmsoft.member.files import write_durably
+from dmsoft.member.files import read_json, write_durably
 from dmsoft.member.payload import Identity, Name, Primary, Uuid
 
 DIRECTORY = Path("/etc/dmsoft/mirrors")
@@ -26,11 +25,8 @@ class Entry(msgspec.Struct, frozen=True):
 
 def entries() -> list[Entry]:
     """Every known mirror, by name; an entry that does not parse is left out, the disks have the truth."""
-    found = []
-    for path in sorted(DIRECTORY.glob("*.json")):
-        with contextlib.suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            found.append(msgspec.json.decode(path.read_bytes(), type=Entry))
-    return found
+    found = (read_json(path, Entry) for path in sorted(DIRECTORY.glob("*.json")))
+    return [entry for entry in found if entry is not None]
 
 
 def register(primary: Primary) -> None:
@@ -38,7 +34,7 @@ def register(primary: Primary) -> None:
     entry = Entry(primary.mirror_name, primary.mirror_uuid, primary.identity)
     path = DIRECTORY / f"{primary.mirror_name}.json"
     data = msgspec.json.format(msgspec.json.encode(entry)) + b"\n"
-    if not path.exists() or path.read_bytes() != data:
+    if read_json(path, Entry) != entry:
         write_durably(path, data)
 
 

@@ -243,3 +243,28 @@ def test_whoever_has_the_number_of_a_dead_holder_is_left_alone(run_dir: Path) ->
             pytest.fail("two holders")
         assert other.poll() is None
         other.kill()
+
+
+def test_a_folder_that_is_not_roots_alone(run_dir: Path) -> None:
+    """A lock in it could be taken away, or another be put in its place."""
+    run_dir.mkdir()
+    run_dir.chmod(0o777)
+    with pytest.raises(DeviceError, match="no folder that only root may write"), locked(UUID, "kernel"):
+        pass
+    run_dir.chmod(0o755)
+    elsewhere = run_dir.rename(run_dir.with_name("elsewhere"))
+    run_dir.symlink_to(elsewhere)
+    with pytest.raises(DeviceError, match="no folder that only root may write"), locked(UUID, "kernel"):
+        pass
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "words", [b'{"pid":1,"verb":"x","since":1e300}', b'{"pid":-1,"verb":"x","since":1}', b"\xff\xfe", b"[" * 4000]
+)
+def test_words_that_nobody_wrote(words: bytes, run_dir: Path) -> None:
+    with locked(UUID, "operation"):
+        (run_dir / f"{UUID}.operation.lock").write_bytes(words)
+        assert lock.holder(UUID) is None
+        with pytest.raises(BusyError, match="another dmsoft command"), locked(UUID, "operation"):
+            pass
