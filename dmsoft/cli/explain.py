@@ -26,4 +26,5 @@ def explain(code: str | None, as_json: bool) -> None:
     if as_json:
         emit({"code": code, "text": text})
     else:
-        say(text)
+        for line in text.splitlines():
+            say(line)

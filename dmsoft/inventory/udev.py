@@ -66,14 +66,15 @@ class Udev:
         return True
 
     def by_id(self, device: BlockDevice) -> list[str]:
-        """Names under /dev/disk/by-id that are ``device``'s, sorted."""
+        """Names under /dev/disk/by-id that are ``device``'s, sorted; such as udev makes: text, and no folders."""
         prefix = f"{_BY_ID}/"
         claimed = {
             link.removeprefix(prefix)
             for link in self.properties(device).get("DEVLINKS", "").split()
             if link.startswith(prefix)
         }
-        return sorted(claimed | {name for name, number in self._links() if number == device.number})
+        found = claimed | {name for name, number in self._links() if number == device.number}
+        return sorted(name for name in found if name.isprintable() and "/" not in name and name.strip("."))
 
     def _links(self) -> Iterator[tuple[str, tuple[int, int]]]:
         try:

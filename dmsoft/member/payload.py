@@ -27,6 +27,8 @@ Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+]{0,31}\Z")]
 Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z\Z")]
 Reason = Annotated[str, Meta(max_length=200)]
 Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
+# A name in a folder, and nothing else: it is looked for under /dev/disk/by-id, also before a header is proven ours.
+ById = Annotated[str, Meta(pattern=r"^(?!\.{1,2}\Z)[^/\x00-\x1f\x7f-\x9f]+\Z", max_length=255)]
 
 Mode = Literal["periodic", "write-behind"]
 
@@ -53,7 +55,7 @@ class Identity(Value, frozen=True):
     """What a device was when it became a member: names under /dev/disk/by-id (may be none), and its size."""
 
     size_bytes: Bytes
-    by_id: tuple[Annotated[str, Meta(max_length=255)], ...] = ()
+    by_id: tuple[ById, ...] = ()
 
 
 class Via(Value, frozen=True):

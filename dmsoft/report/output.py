@@ -5,6 +5,8 @@ Text is wrapped at words for a terminal (or for COLUMNS, if that is set) and nev
 Whatever came from a disk or a device's name may hold control characters; none gets to the terminal.
 """
 
+import io
+import json
 import os
 import shutil
 import sys
@@ -23,23 +25,29 @@ _PIPED_COLUMNS = 1000  # nothing is cut or folded there
 
 
 def emit(value: object) -> None:
-    """One compact JSON object and a newline."""
-    sys.stdout.write(msgspec.json.encode(value).decode() + "\n")
+    """One compact JSON object and a newline, in UTF-8 whatever the locale is, all that is not printable escaped."""
+    text = msgspec.json.encode(value).decode()
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    sys.stdout.flush()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.buffer.write(text.encode() + b"\n")
+    else:
+        sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 
 def say(text: str, *, err: bool = False, hang: int = 0) -> None:
-    """Print lines of text; what is wrapped goes on ``hang`` columns further in."""
-    columns = _columns(err=err)
-    for line in clean(text).split("\n"):
-        if columns is None or len(line) <= columns:
-            click.echo(line, err=err)
-            continue
-        indent = " " * (len(line) - len(line.lstrip()))
-        for part in textwrap.wrap(
-            line, columns, subsequent_indent=indent + " " * hang, break_long_words=False, break_on_hyphens=False
-        ):
-            click.echo(part, err=err)
+    """Print a paragraph; what is wrapped goes on ``hang`` columns further in."""
+    columns, line = _columns(err=err), clean(text)
+    if columns is None or len(line) <= columns:
+        click.echo(line, err=err)
+        return
+    indent = " " * (len(line) - len(line.lstrip()))
+    for part in textwrap.wrap(
+        line, columns, subsequent_indent=indent + " " * hang, break_long_words=False, break_on_hyphens=False
+    ):
+        click.echo(part, err=err)
 
 
 def tables(lines: Iterable[str]) -> None:
@@ -49,8 +57,9 @@ def tables(lines: Iterable[str]) -> None:
 
 
 def clean(text: str) -> str:
-    """The text with a question mark for every character that is not printable, but for line ends."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    """The text with a question mark for every character that is not printable. A line end is none: whoever names a disk
+    must not be able to add lines to what is said of it."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def count(number: int, noun: str) -> str:

@@ -326,3 +326,43 @@ def test_how_often_a_disk_is_expected() -> None:
     for bad in ("x", "0s", "nobody=7d", "one=", "99999999999w"):
         with pytest.raises(UsageError):
             expects(bad)
+
+
+def test_words_that_are_no_text(capsys: Capture) -> None:
+    """A path of other bytes could be put into no header and no JSON."""
+    for line in (["examine", "/dev/\udcff"], ["attach", "--json", "\udc80"]):
+        assert run(line) == 2
+        assert "is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", ["9" * 5000, "9" * 10, "-1", "x", "٣", ""])
+def test_a_terminal_of_no_size(columns: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    monkeypatch.setenv("LINES", columns)
+    assert run(["explain"]) == 0
+    assert "busy" in capsys.readouterr().out and "COLUMNS" not in os.environ
+
+
+def test_a_terminal_that_lacks_a_sign() -> None:
+    """It gets a question mark; a script gets the same JSON in every locale."""
+    environment = {"PYTHONIOENCODING": "latin-1", "PATH": "/usr/bin:/bin"}
+
+    def said(*words: str) -> "subprocess.CompletedProcess[bytes]":
+        argv = [sys.executable, "-m", "dmsoft.cli", *words]
+        return subprocess.run(argv, env=environment, capture_output=True, check=False)
+
+    plain, json_line = said("explain", "日本"), said("explain", "日本", "--json")
+    assert (plain.returncode, json_line.returncode) == (5, 5)
+    assert b"There is no code '??'." in plain.stderr
+    assert json.loads(json_line.stderr)["error"]["message"] == "There is no code '日本'."
+
+
+def test_root_leaves_no_file_that_others_may_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["dmsoft", "explain", "busy"])
+    before = os.umask(0)
+    try:
+        with pytest.raises(SystemExit):
+            cli.main()
+        assert os.umask(0) & 0o022 == 0o022
+    finally:
+        os.umask(before)

@@ -2,6 +2,7 @@
 """Reading and writing a header on a disk that fails, lies, or is not the one that was meant."""
 
 import errno
+import json
 import os
 from collections.abc import Callable
 
@@ -9,7 +10,9 @@ import pytest
 
 from dmsoft.errors import DeviceError, MetadataError
 from dmsoft.member import header, prefix
+from dmsoft.member import payload as payloads
 from dmsoft.member.header import HEADER_BYTES, SLOT_BYTES
+from dmsoft.member.payload import Secondary
 from tests.header_model import KEY, ModelDisk, member, number_of, secondary
 
 
@@ -121,3 +124,12 @@ def test_a_copy_being_written_is_read_again() -> None:
     for slot in (0, 1):
         racing.medium[slot * SLOT_BYTES + 4096] ^= 1
     assert number_of(header.require(racing).payload) == 2
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../../net/host", "a/b", "a\nb", "\x1b[2J", "\x9b"])
+def test_a_name_under_by_id_that_leads_elsewhere(name: str) -> None:
+    """It is looked for in that folder, also before the header is proven ours."""
+    good = payloads.encode(secondary(1, padding=1))
+    assert isinstance(payloads.decode(good), Secondary)
+    with pytest.raises(MetadataError):
+        payloads.decode(good.replace(b"x" * 200, json.dumps(name)[1:-1].encode()))

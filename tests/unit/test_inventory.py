@@ -277,6 +277,16 @@ def test_udev_without_a_daemon(tmp_path: Path) -> None:
     assert udev.wait(device, seconds=60)
 
 
+def test_names_that_udev_would_not_give(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of a disk goes into headers and onto terminals."""
+    links = (
+        "/dev/disk/by-id/usb-Ä /dev/disk/by-id/a/b /dev/disk/by-id/.. /dev/disk/by-id/x\x1b[2J /dev/disk/by-id/\udcff"
+    )
+    monkeypatch.setattr(Udev, "properties", lambda *_: {"DEVLINKS": links})
+    udev = Udev(by_id=tmp_path / "none")
+    assert udev.by_id(BlockDevice("nothing", "/dev/nothing", 4095, 4095, MIB, "disk")) == ["usb-Ä"]
+
+
 def test_udev_gives_up_waiting(tmp_path: Path) -> None:
     (tmp_path / "control").touch()
     udev = Udev(by_id=tmp_path, control=tmp_path / "control")

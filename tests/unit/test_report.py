@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the user sees: nothing that matters is cut at 80 columns, a pipe gets whole lines, no disk drives a terminal."""
 
+import json
 import re
 
 import msgspec
@@ -25,7 +26,7 @@ from dmsoft.mirror.observe import (
 from dmsoft.mirror.progress import Meter, Planned
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
 from dmsoft.report import maps, progress, ranges, resync, stale, status
-from dmsoft.report.output import say
+from dmsoft.report.output import emit, say
 from dmsoft.units import GIB, MIB
 
 STATES = ("current", "attached", "stale", "syncing", "away", "missing", "failed", "unknown", "diverged")
@@ -118,6 +119,16 @@ def test_no_control_character_out_of_a_header_is_printed(
     out = capsys.readouterr().out
     assert all(character.isprintable() or character == "\n" for character in out)
     assert "[red]" in out, "text of others is no markup"
+    say("one\nError: a line of its own", err=False)
+    assert capsys.readouterr().out == "one?Error: a line of its own\n"
+
+
+def test_json_has_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    odd = {"text": "\x1b[2J\x7f\x9b31m\u202e\n\U000e0001", "plain": "Ä日"}
+    emit(odd)
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1 and out[:-1].isprintable() and "Ä日" in out
+    assert json.loads(out) == odd
 
 
 def test_text_is_wrapped_at_words_under_its_own_indent(narrow: None, capsys: pytest.CaptureFixture[str]) -> None:
