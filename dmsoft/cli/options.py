@@ -181,7 +181,7 @@ def _way(way: str) -> tuple[str | None, int | None]:
         return None, None
     if kind == "writecache" and value:
         return value, None
-    if kind == "delay" and value.isascii() and value.isdigit() and int(value) <= 3_600_000:
+    if kind == "delay" and value.isascii() and value.isdigit() and len(value) <= 7 and int(value) <= 3_600_000:
         return None, int(value)
     raise UsageError(f"'{way}' is no way to a secondary.", hint="Use direct, writecache:DEV or delay:MILLISECONDS.")
 

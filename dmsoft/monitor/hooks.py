@@ -69,23 +69,39 @@ def tell(events: Sequence[Event], directory: Path = DIRECTORY, seconds: float = 
 
 
 def hooks(directory: Path = DIRECTORY) -> tuple[list[Path], list[str]]:
-    """The programs to run, and why others are not: whoever may write one of them would be root."""
+    """The programs to run, and why others are not: whoever may write one of them, or put another in its place, would be
+    root. A link counts as what it leads to."""
     found, problems = [], []
     try:
-        entries = sorted(directory.iterdir())
+        entries = sorted(directory.resolve(strict=True).iterdir())
+        if entries and (whose := _others_write(entries[0].parent)) is not None:
+            return [], [f"No hook in {directory} is run: others than root may write {whose}."]
     except OSError:
         return [], []
     for entry in entries:
         if entry.name.startswith(".") or entry.name.endswith(("~", ".bak", ".dpkg-old", ".dpkg-dist", ".rpmsave")):
             continue
         try:
-            facts = entry.stat()
-        except OSError:
+            program = entry.resolve(strict=True)
+            facts = program.stat()
+            if not stat.S_ISREG(facts.st_mode) or not facts.st_mode & stat.S_IXUSR:
+                continue
+            whose = _others_write(program)
+        except (OSError, RuntimeError):  # a link that leads nowhere, or to itself
             continue
-        if not stat.S_ISREG(facts.st_mode) or not facts.st_mode & stat.S_IXUSR:
+        if whose is not None:
+            problems.append(f"{entry} is not run: others than root may write {whose}.")
             continue
-        if facts.st_uid != 0 or facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            problems.append(f"{entry} is not run: others than root may write it.")
-            continue
-        found.append(entry)
+        found.append(program)
     return found, problems
+
+
+def _others_write(path: Path) -> Path | None:
+    """What on the way to a resolved ``path`` others than root may change, None if nothing. In a folder with the sticky
+    bit they cannot touch what is root's. Raises OSError."""
+    for each in (path, *path.parents):
+        facts = each.lstat()
+        shared = facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if facts.st_uid != 0 or (shared and not (stat.S_ISDIR(facts.st_mode) and facts.st_mode & stat.S_ISVTX)):
+            return each
+    return None

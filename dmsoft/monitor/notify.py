@@ -21,7 +21,8 @@ class Notifier:
         address = os.environ.pop("NOTIFY_SOCKET", None)
         pid, limit = os.environ.pop("WATCHDOG_PID", None), os.environ.pop("WATCHDOG_USEC", "")
         ours = pid is None or pid == str(os.getpid())
-        return cls(address, int(limit) / 1e6 if limit.isdecimal() and int(limit) and ours else None)
+        microseconds = int(limit) if limit.isascii() and limit.isdigit() and len(limit) <= 18 and ours else 0
+        return cls(address, microseconds / 1e6 if microseconds else None)
 
     def ready(self) -> None:
         self._send("READY=1")

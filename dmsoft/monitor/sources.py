@@ -86,7 +86,7 @@ class Plugs:
 
 def _plug(action: str | None, said: dict[str, str]) -> Plug | None:
     """None for what is of no interest: the devices of mirrors, and changes of disks that are none of ours."""
-    if said.get("DM_UUID", "").startswith(PREFIX) or "MAJOR" not in said:
+    if said.get("DM_UUID", "").startswith(PREFIX) or not {"MAJOR", "MINOR"} <= said.keys():
         return None
     number, uuid = f"{said['MAJOR']}:{said['MINOR']}", said.get("DMSOFT_MIRROR_UUID")
     match action:

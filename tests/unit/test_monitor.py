@@ -179,6 +179,29 @@ def test_hooks_that_fail_hang_or_are_not_ours(tmp_path: Path) -> None:
     assert (tmp_path / "last").exists() and not (tmp_path / "never").exists() and last.exists()
 
 
+def test_a_hook_that_others_could_replace_is_not_run(tmp_path: Path) -> None:
+    """Also by way of its folder, or of a folder on the way to what a link leads to."""
+    folder, theirs, ours = tmp_path / "hooks.d", tmp_path / "theirs", tmp_path / "ours"
+    for each in (folder, theirs, ours):
+        each.mkdir()
+    script(theirs, "tool", f"touch {tmp_path}/never")
+    script(ours, "tool", f"touch {tmp_path}/done")
+    theirs.chmod(0o777)
+    (folder / "10-link").symlink_to(theirs / "tool")
+    (folder / "20-link").symlink_to(ours / "tool")
+    (folder / "30-nowhere").symlink_to("30-nowhere")
+    (problem,) = hooks.tell([Event("disk-came")], folder).problems
+    assert problem == f"{folder}/10-link is not run: others than root may write {theirs}."
+    assert (tmp_path / "done").exists() and not (tmp_path / "never").exists()
+    theirs.chmod(0o1777)  # as /tmp is: what is root's stays root's there
+    assert hooks.tell([Event("disk-came")], folder).problems == ()
+    (tmp_path / "done").unlink()
+    folder.chmod(0o775)
+    (problem,) = hooks.tell([Event("disk-came")], folder).problems
+    assert problem == f"No hook in {folder} is run: others than root may write {folder}."
+    assert not (tmp_path / "done").exists()
+
+
 def test_without_hooks_nothing_is_kept(tmp_path: Path) -> None:
     queue = hooks.Queue()
     queue.add([Event("disk-came")], tmp_path / "none")
@@ -250,7 +273,9 @@ def test_what_the_daemon_held_counts_only_with_its_token() -> None:
         ("change", {"DMSOFT_MEMBER": "1"}, sources.Plug("changed", "8:0", None)),
         ("add", {"DM_UUID": "DMSOFT-x-top"}, None),
         ("bind", {}, None),
+        ("add", {"MINOR": ""}, None),
     ],
 )
 def test_which_events_of_disks_are_ours(action: str, said: dict[str, str], wanted: sources.Plug | None) -> None:
-    assert sources._plug(action, {"MAJOR": "8", "MINOR": "0", **said}) == wanted
+    everything = {"MAJOR": "8", "MINOR": "0", **said}
+    assert sources._plug(action, {name: value for name, value in everything.items() if value}) == wanted
