@@ -66,7 +66,7 @@ class Campaign:
     def _cut(self, replay: Replay, case: Case, place: int, *, again: bool) -> None:
         survival = self._chance.choice(list(SURVIVALS))
         images = replay.after_cut(survival, self._chance)
-        what = f"{case.story}, cut at {place} in {case.phase or 'nothing'}, caches {survival}"
+        what = f"{case.story}, cut at {place} in {case.place}, caches {survival}"
         if not self._judged(case, images, what) or not again:
             return
         # The machine that recovered from this loses its power as well, at any moment of that.
@@ -76,8 +76,9 @@ class Campaign:
         replay = Replay.of(tape, images)
         replay.to(second)
         survival = self._chance.choice(list(SURVIVALS))
-        what += f", again at {second} in {places.phases[second] or 'nothing'}, caches {survival}"
-        self._judged(replace(case, phase="again"), replay.after_cut(survival, self._chance), what)
+        again = replace(case, phase=places.phases[second], inner=places.inner[second])
+        what += f", again at {second} in {again.place}, caches {survival}"
+        self._judged(replace(again, phase="again"), replay.after_cut(survival, self._chance), what)
 
     def _judged(self, case: Case, images: dict[str, bytearray], what: str) -> bool:
         start = time.monotonic()

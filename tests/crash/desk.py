@@ -141,8 +141,9 @@ def cut(life: Recording, count: int, chance: random.Random) -> Counter[str]:
             try:
                 found += judge(case, replay.after_cut(survival, chance))
             except Divergence as err:
-                raise Divergence(f"{life.story}, cut at {place} in {case.phase}, caches {survival}: {err}") from err
+                raise Divergence(f"{life.story}, cut at {place} in {case.place}, caches {survival}: {err}") from err
             found["cuts"] += 1
+            found[f"in {case.place}"] += 1
     return found
 
 

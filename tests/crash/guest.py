@@ -26,7 +26,7 @@ class Mail:
     """The guest's end of the mailbox."""
 
     def __init__(self) -> None:
-        self._fd = os.open("/dev/disk/by-id/virtio-mail", os.O_RDWR | os.O_DIRECT)
+        self.fd = os.open("/dev/disk/by-id/virtio-mail", os.O_RDWR | os.O_DIRECT)
         self._page = mmap.mmap(-1, PAGE)
         self._last = 0
 
@@ -34,19 +34,19 @@ class Mail:
         """Say on the tape what happens here; returns when it is there. From any thread."""
         with mmap.mmap(-1, PAGE) as page:
             page[:] = text.encode()[:PAGE].ljust(PAGE, b"\0")
-            os.pwritev(self._fd, [page], MARK)
+            os.pwritev(self.fd, [page], MARK)
 
     def task(self) -> Verb:
         """Wait for the next task."""
         while True:
-            os.preadv(self._fd, [self._page], TASK)
+            os.preadv(self.fd, [self._page], TASK)
             number, length = LENGTH.unpack_from(self._page)
             if number != self._last:
                 break
             time.sleep(_POLL_SECONDS)
         self._last = number
         with mmap.mmap(-1, MOST) as buffer:
-            os.preadv(self._fd, [buffer], TASK)
+            os.preadv(self.fd, [buffer], TASK)
             found: Verb = json.loads(buffer[LENGTH.size : LENGTH.size + length])
             return found
 
@@ -56,7 +56,7 @@ class Mail:
         assert len(data) <= MOST
         with mmap.mmap(-1, -(-len(data) // PAGE) * PAGE) as buffer:
             buffer[: len(data)] = data
-            os.pwritev(self._fd, [buffer], ANSWER)
+            os.pwritev(self.fd, [buffer], ANSWER)
 
 
 def files() -> dict[str, str]:

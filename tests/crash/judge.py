@@ -82,16 +82,18 @@ class History:
 
 @dataclass(slots=True)
 class Figures:
-    """What became of the cuts: how many in each phase, and what each secondary needed then."""
+    """What became of the cuts: how many in each phase and each part of a copy, and what each secondary needed then."""
 
     cuts: Counter[str] = field(default_factory=Counter)
+    inner: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     doubts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         lines = [f"{sum(self.cuts.values())} power cuts"]
-        for name, counter in (("phases", self.cuts), ("resyncs", self.kinds), ("compared because", self.doubts)):
+        counters = {"phases": self.cuts, "within": self.inner, "resyncs": self.kinds, "compared because": self.doubts}
+        for name, counter in counters.items():
             lines.append(f"  {name}: {', '.join(f'{key} {count}' for key, count in counter.most_common())}")
         lines.append("  seconds: " + ", ".join(f"{key} {value:.1f}" for key, value in self.seconds.items()))
         return "\n".join(lines)
@@ -99,13 +101,18 @@ class Figures:
 
 @dataclass(slots=True)
 class Case:
-    """One cut: where, in what phase, and what is known of the files and the writes up to it."""
+    """One cut: in what phase and what part of it, and what is known of the files and the writes up to it."""
 
     phase: str
     etc: dict[str, str]
     story: str
     history: History | None
     synced: int = 0
+    inner: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"{self.phase or 'nothing'}{f' ({self.inner})' if self.inner else ''}"
 
 
 class Judge:
@@ -118,6 +125,7 @@ class Judge:
         lab.load(images)
         lab.do("reset", etc=case.etc, disks=list(images))
         self.figures.cuts[case.phase or "before create"] += 1
+        self.figures.inner[case.inner] += bool(case.inner)
         before = self._primary_data()
         if before is not None and case.history is not None:
             check(not (lost := case.history.lacks(before, case.synced)), f"the primary lost pages {lost[:5]}")

@@ -2,7 +2,8 @@
 """The life of a mirror up to its end, beside a writer: what it goes through is marked on the tape, where it can be cut.
 
 Runs in the lab's VM. Verbs run in process; some are killed. A mark ``phase NAME`` says which verb runs (``running``:
-none), others stand before and after each step of a copy and each device-mapper call of a barrier.
+none), ``stage NAME`` which part of a copy, others stand before and after each step of it and each device-mapper call of
+a barrier.
 """
 
 import contextlib
@@ -18,8 +19,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
+from dmsoft.dm import helper
 from dmsoft.dm.device import Device
 from dmsoft.mirror.catchup import Run
+from dmsoft.mirror.lock import RUN_DIR
+from dmsoft.mirror.progress import Progress
 from dmsoft.mirror.running import Running
 from dmsoft.resync import copy, steps
 from tests.crash.writer import PATH as WRITER
@@ -75,9 +79,9 @@ class Life:
             self._killed,
             lambda: self._verb("resync", NAME),
             self._bounce,
-            lambda: self._eject("two"),
+            lambda: self._eject("two", "b"),
             self._killed,
-            lambda: self._eject("one"),
+            lambda: self._eject("one", "a"),
             lambda: self._verb("resync", NAME, "--direct"),
         ]
         return self._chance.sample(known, self._count)
@@ -87,10 +91,13 @@ class Life:
         ok(*words)
         self._mail.mark("phase running")
 
-    def _eject(self, label: str) -> None:
+    def _eject(self, label: str, disk: str) -> None:
+        """It goes and comes back, as udev brings it; what keeps an ejected disk from that is a note of this plug-in."""
         self._verb("eject", NAME, label)
         self._run(0.1)
-        self._verb("resync", NAME, label)
+        for note in RUN_DIR.glob(f"*.{label}.ejected"):
+            note.unlink()
+        self._verb("attach", DISKS[disk])
 
     def _bounce(self) -> None:
         self._rest()
@@ -146,6 +153,11 @@ class Life:
     def _marking(self) -> Iterator[None]:
         """Steps and barriers are marked meanwhile."""
         kept = {name: getattr(Device, name) for name in ("suspend", "resume")}
+        phase = Progress.phase
+
+        def staged(progress: Progress, name: str, *arguments: Any, **options: Any) -> None:
+            self._mail.mark(f"stage {name}")
+            phase(progress, name, *arguments, **options)
 
         def marked(name: str) -> Callable[..., Any]:
             def call(device: Device, *arguments: Any, **options: Any) -> Any:
@@ -159,11 +171,16 @@ class Life:
 
         for name in kept:
             setattr(Device, name, marked(name))
+        Progress.phase = staged  # type: ignore[method-assign]
+        # A raid1's resume is made by a helper, which keeps no file that it does not know of.
+        close_files = helper.close_files
+        helper.close_files = lambda *keep: close_files(*keep, self._mail.fd)  # type: ignore[assignment]
         steps.watch, usual, copy.CHECKPOINT_SECONDS = self._step, copy.CHECKPOINT_SECONDS, 0.05
         try:
             yield
         finally:
             steps.watch, copy.CHECKPOINT_SECONDS = None, usual
+            helper.close_files, Progress.phase = close_files, phase  # type: ignore[method-assign]
             for name, method in kept.items():
                 setattr(Device, name, method)
             if self._writer is not None:
