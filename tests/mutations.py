@@ -4,6 +4,7 @@
 import hashlib
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 from dmsoft.member.header import HEADER_BYTES, SLOT_BYTES
@@ -16,7 +17,7 @@ _ODD: tuple[Any, ...] = (
 
 def mutated(good: bytes, chance: random.Random) -> bytes:
     """A header region that differs from ``good`` in what is signed, or in the signature, in both of its copies."""
-    how = chance.choice([_bytes, _lengths, _values, _nesting])
+    how = chance.choice([_bytes, _lengths, _values, _lies, _lies, _nesting])
     region = bytearray(good)
     for slot in (0, SLOT_BYTES):
         block, data = how(region[slot : slot + PREFIX_BYTES], _payload(region, slot), chance)
@@ -64,6 +65,36 @@ def _values(block: bytearray, data: bytes, chance: random.Random) -> tuple[bytea
         place = inner
     place[key] = chance.choice([odd for odd in _ODD if odd != inner])
     return _with(block, json.dumps(payload, separators=(",", ":")).encode())
+
+
+def _lies(block: bytearray, data: bytes, chance: random.Random) -> tuple[bytearray, bytes]:
+    """Every value is of its type, and some of them lie: numbers, flags, texts that a person is shown."""
+    payload = json.loads(data)
+    texts = ["\x1b[2J\x1b[31m", "x\nfake: yes", "../../../net/evil/x", "\u202e", "x" * 200]
+    lies = [lambda: payload["identity"].update(by_id=chance.sample(texts, 2))]
+    lies.append(lambda: payload["regions"].update({chance.choice(texts): {"offset": 1 << 20, "length": 4096}}))
+    for place in _inner(payload):
+        if "doubt" in place:
+            lies.append(lambda place=place: place.update(doubt=chance.choice(texts)))
+        for key, value in place.items():
+            if isinstance(value, int):
+                other = (
+                    not value
+                    if isinstance(value, bool)
+                    else chance.choice([0, 1, value + 4096, 1 << 40, (1 << 63) - 1])
+                )
+                lies.append(lambda place=place, key=key, other=other: place.update({key: other}))
+    for lie in chance.sample(lies, chance.choice([1, 1, 3])):
+        lie()
+    return _with(block, json.dumps(payload, separators=(",", ":")).encode() + b" ")
+
+
+def _inner(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in it, itself included."""
+    if isinstance(value, dict):
+        yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from _inner(inner)
 
 
 def _nesting(block: bytearray, data: bytes, chance: random.Random) -> tuple[bytearray, bytes]:

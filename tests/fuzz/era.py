@@ -1,22 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mutated era metadata: ``python -m tests.fuzz.era [--count N] [--seed S] [--jobs J]``.
+"""Mutated era metadata, for ``./dev fuzz era``.
 
 Half of the mutations leave the checksums wrong: then the answer is an error that names a damaged block, or a set that
 lacks nothing. The other half makes them right again, as an attacker can: then the answer is anything, but it comes
 soon and in little memory, and what fails does so with one of our errors.
 """
 
-import argparse
-import faulthandler
 import random
-import resource
-import sys
 import tempfile
-import time
-from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
@@ -26,31 +18,9 @@ from dmsoft.errors import BusyError, MetadataError
 from tests.era_image import BLOCK
 from tests.fuzz.images import Image, bits_of, random_image
 from tests.fuzz.mutations import Damage, mutate
+from tests.fuzz.tally import Tally
 
 _PER_IMAGE = 500
-# Processor seconds, so that other work on the machine does not fail this. A reading takes about a millisecond.
-_MOST_SECONDS = 1.0
-_MOST_MEMORY_GROWTH = 64 << 20
-# Whoever waits for ever uses no processor: a part that takes this long is ended, and `faulthandler` says where it was.
-_HANG_SECONDS = 3600
-
-
-@dataclass
-class Tally:
-    """How the readings ended."""
-
-    count: int = 0
-    ends: Counter[str] = field(default_factory=Counter)
-    slowest: float = 0.0
-
-    def add(self, other: "Tally") -> None:
-        self.count += other.count
-        self.ends += other.ends
-        self.slowest = max(self.slowest, other.slowest)
-
-    def __str__(self) -> str:
-        ends = ", ".join(f"{name} {count:,}" for name, count in sorted(self.ends.items()))
-        return f"{self.count:,} mutations, the slowest reading {self.slowest:.3f} s: {ends}"
 
 
 def fuzz(count: int, seed: int) -> Tally:
@@ -115,25 +85,20 @@ def _try_one(rng: random.Random, victim: _Victim, tally: Tally, what: str) -> No
     shorter = damage.end is not None and rng.random() < 0.5
     if shorter:
         victim.reopen()
-    begin, memory = time.process_time(), _peak_memory()
-    try:
-        whole = question(victim.reader, damage)
-    except (MetadataError, BusyError) as error:
-        end = error.code
-        named = error.block if isinstance(error, EraMetadataError) and f"block {error.block}:" in str(error) else -1
-        assert sealed or damage.explains(named), f"{what}: {error} for damage in {_places(damage)}"
-    else:
-        end = "read"
-        assert sealed or whole, f"{what}: too good an answer from damage with wrong checksums in {_places(damage)}"
-    took = time.process_time() - begin
-    assert took < _MOST_SECONDS, f"{what}: took {took:.1f} s"
-    assert _peak_memory() - memory < _MOST_MEMORY_GROWTH, f"{what}: took too much memory"
+    with tally.bounded(what):
+        try:
+            whole = question(victim.reader, damage)
+        except (MetadataError, BusyError) as error:
+            end = error.code
+            named = error.block if isinstance(error, EraMetadataError) and f"block {error.block}:" in str(error) else -1
+            assert sealed or damage.explains(named), f"{error} for damage in {_places(damage)}"
+        else:
+            end = "read"
+            assert sealed or whole, f"too good an answer from damage with wrong checksums in {_places(damage)}"
     victim.heal(damage)
     if shorter:
         victim.reopen()
-    tally.count += 1
     tally.ends[f"{'sealed' if sealed else 'damaged'} {end}"] += 1
-    tally.slowest = max(tally.slowest, took)
 
 
 # Asks a reader something about an image with that damage; False if the answer lacks something.
@@ -158,33 +123,3 @@ def _random_question(rng: random.Random, image: Image) -> _Question:
 
 def _places(damage: Damage) -> str:
     return f"{sorted(damage.changed)}, end {damage.end}"
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _part(count: int, seed: int) -> Tally:
-    faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True)
-    return fuzz(count, seed)
-
-
-def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz.era", description="Mutate era metadata and read it.")
-    parser.add_argument("--count", type=int, default=1_000_000)
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
-    parser.add_argument("--jobs", type=int, default=1)
-    options = parser.parse_args(argv)
-    print(f"seed {options.seed}", flush=True)
-    part, total, begin = min(20_000, options.count), Tally(), time.monotonic()
-    seeds = range(options.seed, options.seed + -(-options.count // part))
-    with ProcessPoolExecutor(options.jobs) as pool:
-        for number, tally in enumerate(pool.map(_part, [part] * len(seeds), seeds)):
-            total.add(tally)
-            if number % 5 == 4 or number == len(seeds) - 1:
-                print(f"{time.monotonic() - begin:.0f} s: {total}", flush=True)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
