@@ -11,6 +11,9 @@ from tests.vagrant.machine import Machine
 def test_the_command_and_its_pages(machine: Machine) -> None:
     assert machine.sh("command -v dmsoft").strip() == "/usr/local/sbin/dmsoft"
     assert machine.dmsoft("--version").startswith("dmsoft")
+    # What another left in root's environment is not imported.
+    machine.sh("mkdir -p /tmp/evil && echo 'raise SystemExit(77)' >/tmp/evil/click.py")
+    assert machine.sh("PYTHONPATH=/tmp/evil dmsoft --version").startswith("dmsoft")
     assert machine.run("find", "/usr/share/man", "-name", "dmsoft*").count("\n") >= 2
 
 
