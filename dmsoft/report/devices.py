@@ -9,7 +9,7 @@ from rich.text import Text
 
 from dmsoft.inventory.candidates import ROLES, Candidate, Reason, Role
 from dmsoft.member.survey import Survey
-from dmsoft.report.output import console
+from dmsoft.report.output import clean, console
 from dmsoft.units import format_size
 
 _NAME_COLUMNS: Final = 26
@@ -37,7 +37,7 @@ def show(found: Survey, *, everything: bool) -> None:
         table.add_column("can be", min_width=_ROLE_COLUMNS, max_width=_ROLE_COLUMNS)
         table.add_column("what it is: why not", overflow="fold")
         for device in shown:
-            table.add_row(Text(device.path), format_size(device.size_bytes), can_be(device), _text(device))
+            table.add_row(Text(clean(device.path)), format_size(device.size_bytes), can_be(device), _text(device))
         out.print(table)
     hidden = len(found.devices) - len(shown)
     if hidden:
@@ -45,7 +45,7 @@ def show(found: Survey, *, everything: bool) -> None:
             f"{hidden} empty or inner device{'s' if hidden > 1 else ''} not shown; --all shows them.", style="dim"
         )
     for sentence in found.missing:
-        out.print(Text.assemble(("Not seen: ", "yellow"), sentence))
+        out.print(Text.assemble(("Not seen: ", "yellow"), clean(sentence)))
 
 
 def can_be(device: Candidate) -> Text:
@@ -96,7 +96,7 @@ def _forced(device: Candidate) -> list[Role]:
 
 def _text(device: Candidate) -> Text:
     notes = because(device)
-    return Text.assemble(_what(device), *((": ", ("; ".join(notes), "dim")) if notes else ()))
+    return Text.assemble(clean(_what(device)), *((": ", (clean("; ".join(notes)), "dim")) if notes else ()))
 
 
 def _what(device: Candidate) -> str:

@@ -520,3 +520,14 @@ def test_table_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
         assert word in text
     report.show(Survey(tuple(verdict(each) for each in facts), ()), everything=True)
     assert "/dev/mapper/photos-lower" in written.getvalue() and "belongs to a mirror" in written.getvalue()
+
+
+def test_a_name_on_a_device_commands_no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """blivet names what is built on a device as it is named there; the last words of a probe that failed quote it."""
+    odd = "x\x1b[2J\x9b31m\nfake"
+    facts = Facts(device(model=odd), advice=(f"it is part of {odd}",), doubt=f"cannot be checked: {odd}")
+    written = io.StringIO()
+    monkeypatch.setattr(report, "console", lambda: Console(width=80, file=written, highlight=False))
+    report.show(Survey((verdict(facts),), (f"blivet cannot be used: {odd}.",)), everything=True)
+    assert all(char.isprintable() or char == "\n" for char in written.getvalue())
+    assert not [line for line in written.getvalue().splitlines() if line.startswith("fake")]
