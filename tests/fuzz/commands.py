@@ -26,8 +26,8 @@ from dmsoft.mirror import bulletin, lock, plug, progress, registry
 from tests.fuzz import odd
 from tests.fuzz.tally import Tally
 
-# Those that go on until they are told to end.
-_ENDLESS = frozenset({"monitor", "wait"})
+# With these a command goes on until it is told to end.
+_ENDLESS = frozenset({"--watch", "-w"})
 STATUSES = frozenset(range(11))
 _ENVIRONMENT = {
     "COLUMNS": odd.WORDS, "LC_ALL": ("C", "POSIX", "C.UTF-8", "xx_XX.ISO-8859-1", *odd.WORDS), "LANG": odd.WORDS,
@@ -53,26 +53,29 @@ def fuzz(count: int, seed: int) -> Tally:
     return tally
 
 
-def command_line(chance: random.Random, words: tuple[str, ...]) -> list[str]:
-    """A verb with some of its arguments and options, most of them with a value of the right kind or an odd one."""
+def command_line(chance: random.Random, words: tuple[str, ...], share: float = 0.7) -> list[str]:
+    """A verb with some of its arguments and options; that share of their values is odd, the others are of ``words``."""
     verb = chance.choice(VERBS)
     command = dmsoft.get_command(click.Context(dmsoft), verb)
     assert command is not None
     line: list[str] = []
     for parameter in command.params:
         if isinstance(parameter, click.Argument):
-            line += [odd.word(words, chance) for _ in range(chance.choice([1, 1, 1, 1, 0, 2]))]
+            line += [odd.word(words, chance, share) for _ in range(chance.choice([1, 1, 1, 1, 0, 2]))]
         elif isinstance(parameter, click.Option) and chance.random() < (0.9 if parameter.required else 0.25):
             line.append(chance.choice(parameter.opts))
             if not parameter.is_flag:
                 kinds = tuple(parameter.type.choices) if isinstance(parameter.type, click.Choice) else words
-                line.append(odd.word(tuple(map(str, kinds)), chance))
-    if chance.random() < 0.3:
+                line.append(odd.word(tuple(map(str, kinds)), chance, share))
+    if chance.random() < share / 2:
         line.insert(chance.randrange(len(line) + 1), chance.choice(odd.WORDS))
     if chance.random() < 0.1:
         chance.shuffle(line)
-    if verb in _ENDLESS:
-        line = ["--help"] if verb == "monitor" else [*line, "--timeout", "0"]
+    line = [word for word in line if word not in _ENDLESS]
+    if verb == "monitor":
+        line = ["--help"]
+    elif verb == "wait":
+        line += ["--timeout", "0"]
     first = [chance.choice(odd.WORDS)] if chance.random() < 0.05 else []
     return [*first, verb if chance.random() < 0.95 else chance.choice(odd.WORDS), *line]
 

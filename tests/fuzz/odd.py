@@ -87,12 +87,11 @@ def json_of(good: bytes, chance: random.Random) -> bytes:
     return json.dumps(found, separators=(",", ":")).encode()
 
 
-def word(good: tuple[str, ...], chance: random.Random) -> str:
-    """One of ``good``, odd words or both in one."""
-    how = chance.random()
-    if how < 0.3:
+def word(good: tuple[str, ...], chance: random.Random, share: float = 0.7) -> str:
+    """One of ``good``, or in that share of all cases an odd word or both in one."""
+    if chance.random() >= share:
         return chance.choice(good)
-    if how < 0.8:
+    if chance.random() < 0.7:
         return chance.choice(WORDS)
     return chance.choice(good) + chance.choice(("", "=", ",", ":", " ", "/", "\n")) + chance.choice(WORDS)
 
