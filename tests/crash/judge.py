@@ -125,7 +125,8 @@ class Judge:
         lab.load(images)
         lab.do("reset", etc=case.etc, disks=list(images))
         self.figures.cuts[case.phase or "before create"] += 1
-        self.figures.inner[case.inner] += bool(case.inner)
+        if case.inner:
+            self.figures.inner[case.inner] += 1
         before = self._primary_data()
         if before is not None and case.history is not None:
             check(not (lost := case.history.lacks(before, case.synced)), f"the primary lost pages {lost[:5]}")

@@ -33,8 +33,8 @@ class _Inner:
             case ["phase", *_] | ["killed", *_]:
                 self._stage, self._stands = "", False
                 self._steps.clear()
-            case ["stage", name]:
-                self._stage = name.rstrip("0123456789 ")
+            case ["stage", name, *_]:
+                self._stage = name
             case ["step", "before", name]:
                 self._steps[name] += 1
             case ["step", "after", name]:

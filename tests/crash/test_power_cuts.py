@@ -11,6 +11,15 @@ from tests.crash import desk
 from tests.crash.campaign import Campaign
 from tests.crash.judge import Divergence
 from tests.crash.life import STORIES
+from tests.crash.recording import Places
+
+# What every life with all of its deeds goes through, so that it is cut there.
+PHASES = {
+    "create", "add", "first copy", "running", "resync", "killed resync", "eject", "attach", "stop", "stopped", "start",
+    "destroy", "destroyed",
+}  # fmt: skip
+PARTS = {"barrier", "pass", "copy", "final", "data-flush", "super-write"}
+JOURNAL = {"journal-begin", "stage", "journal-flush", "commit-write", "commit-flush", "data-write", "apply"}
 
 
 def test_a_few_power_cuts(tmp_path: Path, seed: int) -> None:
@@ -29,6 +38,9 @@ def test_a_few_power_cuts(tmp_path: Path, seed: int) -> None:
 def test_many_power_cuts(story: str, tmp_path: Path, seed: int) -> None:
     with Campaign(seed, tmp_path) as campaign:
         life = campaign.live(story, deeds=8)
+        places = Places.of(life.tape)
+        assert set(places.phases) >= PHASES
+        assert set(places.inner) >= (PARTS if story == "behind" else PARTS | JOURNAL)
         campaign.cut(life, 80)
         print(campaign.figures)
     print(dict(desk.cut(life, 150, random.Random(seed))))

@@ -121,3 +121,15 @@ def test_places_to_cut_at(seed: int) -> None:
     assert places.marks == [3, 7]
     drawn = places.draw(200, random.Random(seed))
     assert drawn == sorted(drawn) and set(drawn) == set(range(10))
+
+
+def test_what_is_under_way_at_a_place() -> None:
+    marks = [
+        "phase resync", "stage pass 1", "step before copy", "step before copy", "step after copy", "step after copy",
+        "stage final", "before suspend m", "before resume m", "after resume m", "step before data-flush", "killed x",
+        "phase running",
+    ]  # fmt: skip
+    places = Places.of([Event(mark=mark) for mark in marks])
+    assert places.inner == [
+        "", "pass", "copy", "copy", "copy", "pass", "final", "barrier", "barrier", "final", "data-flush", "", "", "",
+    ]  # fmt: skip
