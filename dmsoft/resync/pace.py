@@ -22,25 +22,25 @@ SHARE_SECONDS = 2.0
 LEAST_RATE = MIB
 # Others may take so much longer than without the copy on the average, more where that may be chance; twice as long is
 # too long at once.
-_TOLERANCE, _CHANCE = 0.15, 1.5
+_TOLERANCE, _CHANCE = 0.15, 0.3
 _ALARM, _ALARM_CHANCE = 1.0, 3.0
 # The kernel counts how often its clock ticked during a request: right on the average, and wide for short ones.
 _TICK_SECONDS = 0.004
-_STEP_SECONDS, _STEP_REQUESTS, _STEP_AT_MOST = 0.2, 150, 1.0
+_STEP_SECONDS, _STEP_REQUESTS, _STEP_AT_MOST = 0.2, 150, 3.0
 _ALARM_REQUESTS = 16
 # What a rate becomes after a step: when it was too fast; when it is far from what was too fast last; near that, after a
 # long calm.
 _BACK, _ON, _FEEL = 0.7, 1.25, 1.05
 _NEAR = 0.85
 _CALM_SECONDS = 20.0
-_PROBE_REQUESTS, _PROBE_SECONDS, _FIRST_PROBE_SECONDS = 1000, 0.4, 1.0
-_PROBE_EVERY = 20.0
+_PROBE_REQUESTS, _PROBE_SECONDS, _FIRST_PROBE_SECONDS = 1000, 0.6, 1.5
+_PROBE_EVERY = 10.0
 # What was heard before counts at most so many times what is heard now.
-_MEMORY = 3
+_MEMORY = 2
 _IDLE_SECONDS = 1.0
 # So many requests within that time, or one that does not end: somebody uses the primary.
 _USED_REQUESTS, _USED_SECONDS = 10, 1.0
-_FIRST_SHARE = 0.25
+_FIRST_SHARE = 0.1
 _PERCENT = re.compile(r"(\d{1,3})\s*%")
 
 
@@ -134,11 +134,13 @@ NOTHING = Seen(0.0, 0, 0.0, 0)
 @dataclass(frozen=True, slots=True)
 class Adaptive:
     """The state of the controller. ``rate``: bytes a second, None while nothing is held back, and 0 while it listens to
-    what the others' requests take without the copy, which becomes ``usual``."""
+    what the others' requests take without the copy, which becomes ``usual``; ``_settled``: none of them waits for
+    what was copied before, any more."""
 
     rate: float | None = None
     usual: float | None = None
     _heard: Seen = NOTHING
+    _settled: bool = False
     _known: int = 0
     _quiet: float = 0.0
     _since_probe: float = 0.0
@@ -167,11 +169,14 @@ class Adaptive:
         return replace(self, _heard=heard if heard.seconds < _USED_SECONDS else NOTHING)
 
     def _probe(self, resume_at: float) -> "Adaptive":
-        return replace(self, rate=0.0, _heard=NOTHING, _resume_at=resume_at, _since_probe=0.0)
+        return replace(self, rate=0.0, _heard=NOTHING, _settled=False, _resume_at=resume_at, _since_probe=0.0)
 
     def _listen(self, seen: Seen, floor: float) -> "Adaptive":
-        # What ended in the first look had begun while something was copied.
-        heard = self._heard + seen if self._since_probe > seen.seconds else replace(NOTHING, seconds=seen.seconds)
+        # As long as reads of the copy end, and in the look after that, others have still waited for it.
+        ending = seen.copied > 0 and self._since_probe < _FIRST_PROBE_SECONDS
+        if ending or not self._settled:
+            return replace(self, _settled=not ending)
+        heard = self._heard + seen
         most = _FIRST_PROBE_SECONDS if self.usual is None else _PROBE_SECONDS
         if heard.requests < _PROBE_REQUESTS and heard.seconds < most:
             return replace(self, _heard=heard)

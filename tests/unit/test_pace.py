@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The pace of a copy: what it promises whatever it is told, and where it settles beside a load on a modelled disk."""
 
+import functools
+import heapq
 import math
 import os
 import random
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -84,7 +86,7 @@ def test_whatever_it_sees_it_keeps_above_the_floor_and_listens_but_for_moments(
         assert state.rate is None or state.rate == 0 or state.rate >= max(floor, LEAST_RATE)
         # It listens for a few looks and then goes on, however odd what it hears is.
         heard = heard + 1 if state.rate == 0 else 0
-        assert heard <= 1.0 / 0.01 + 3
+        assert heard <= 3.0 / 0.01 + 3
         if before.rate is None:
             assert state.rate in (None, 0)
 
@@ -134,7 +136,7 @@ def test_beside_a_load_it_settles_where_that_load_hardly_feels_it(
     assert disk.slower(mean / speed) < 1.5 + chance or mean <= 1.3 * LEAST_RATE
     assert mean >= 0.02 * speed or mean >= LEAST_RATE, "no use of what the load leaves"
     held = sum(rate == 0 for rate in disk.history[-400:]) / 400
-    assert held <= 0.04
+    assert held <= 0.1
 
 
 class Queue(Disk):
@@ -165,9 +167,100 @@ def test_beside_a_disk_with_a_knee_hardly_anybody_ever_waits(speed: float, each:
     disk = Queue(speed, each, 200.0, seed)
     play(Adaptive(), 90, disk)
     settled = disk.history[300:]
-    assert sum(rate or 0 for rate in settled) / len(settled) > 0.4 * speed
+    assert sum(rate or 0 for rate in settled) / len(settled) > 0.15 * speed
     late = [wait for wait in disk.waits[300:] if wait > 0.5 * each]
     assert len(late) <= 0.05 * len(settled)
+
+
+class Serial:
+    """A disk that serves one request at a time, ``each`` seconds long; four users whose requests come at random, and a
+    copy that reads pieces of 128 KiB, four megabytes ahead while it is not held back, in the same queue."""
+
+    users, piece = 4, 128 * KIB
+
+    def __init__(self, each: float, a_second: float, seed: int, *, copy: bool) -> None:
+        self.each, self.rate = each, a_second / self.users
+        self.chance, self.copying = random.Random(seed), copy
+        self.state, self.bucket = Adaptive(), Bucket()
+        self.events: list[tuple[float, int, Callable[[float], None]]] = []
+        self.queue: list[int] = []  # whose turn it is; -1: the copy's
+        self.asked, self.planned = [0.0] * self.users, [0.0] * self.users
+        self.reading, self.copied, self.serving = 0, 0, False
+        self.waits: list[tuple[float, float]] = []
+        self.looked, self.told = 0.0, 0
+
+    def at(self, when: float, what: Callable[[float], None]) -> None:
+        heapq.heappush(self.events, (when, len(self.waits) + len(self.events) + self.chance.getrandbits(30), what))
+
+    def run(self, seconds: float, warm: float) -> float:
+        """The 99th percentile of what the users waited after the first ``warm`` seconds."""
+        for user in range(self.users):
+            self.next(user, 0.0)
+        self.at(LOOK, self.look)
+        self.read(0.0)
+        now = 0.0
+        while now < seconds:
+            now, _, what = heapq.heappop(self.events)
+            what(now)
+        late = sorted(wait for when, wait in self.waits if when >= warm)
+        return late[len(late) * 99 // 100]
+
+    def next(self, user: int, now: float) -> None:
+        """Each has one request at a time; whoever is late catches up."""
+        self.planned[user] += self.chance.expovariate(self.rate)
+        self.at(max(now, self.planned[user]), functools.partial(self.ask, user))
+
+    def ask(self, user: int, now: float) -> None:
+        if user >= 0:
+            self.asked[user] = now
+        self.queue.append(user)
+        self.serve(now)
+
+    def serve(self, now: float) -> None:
+        if self.queue and not self.serving:
+            self.serving = True
+            self.at(now + self.each, self.served)
+
+    def served(self, now: float) -> None:
+        user, self.serving = self.queue.pop(0), False
+        if user >= 0:
+            self.waits.append((now, now - self.asked[user]))
+            self.next(user, now)
+        else:
+            self.reading, self.copied = self.reading - 1, self.copied + self.piece
+            self.read(now)
+        self.serve(now)
+
+    def read(self, now: float) -> None:
+        if not self.copying or (self.reading and self.state.rate is not None):
+            return
+        ahead = 32 if self.state.rate is None else 0 if self.state.rate == 0 else 1
+        if ahead == 1 and self.bucket.free_at > now:
+            self.at(min(self.bucket.free_at, now + LOOK), self.read)
+        elif ahead:
+            self.bucket.wait(self.piece, self.state.rate or 1e12, now)
+            for _ in range(ahead - self.reading):
+                self.reading += 1
+                self.ask(-1, now)
+
+    def look(self, now: float) -> None:
+        waits = [wait for _, wait in self.waits[self.told :]]
+        asking = sum(user >= 0 for user in self.queue)
+        seen = Seen(now - self.looked, len(waits), round(sum(waits), 3), asking, self.copied)
+        self.looked, self.told, self.copied = now, len(self.waits), 0
+        held, self.state = self.state.rate, self.state.after(seen)
+        if held in (None, 0) and self.state.rate != held:
+            self.read(now)
+        self.at(now + LOOK, self.look)
+
+
+@pytest.mark.parametrize(("each", "a_second"), [(0.0002, 1000), (0.001, 200), (0.004, 50), (0.008, 30)])
+def test_those_who_wait_longest_hardly_wait_longer(each: float, a_second: float) -> None:
+    ratios = []
+    for seed in range(5):
+        alone, beside = (Serial(each, a_second, seed, copy=copy).run(30, 5) for copy in (False, True))
+        ratios.append(beside / alone)
+    assert sum(ratios) / len(ratios) < 1.5, ratios
 
 
 @given(st.integers(0, 1 << 32), st.sampled_from([0.5, 0.9]))
@@ -176,7 +269,7 @@ def test_it_never_goes_below_what_converges(seed: int, share: float) -> None:
     disk = Disk(100 * MIB, 0.001, 500, seed)
     play(Adaptive(), 60, disk, floor=share * 100 * MIB)
     assert all(rate is None or rate == 0 or rate >= share * 100 * MIB for rate in disk.history)
-    assert sum(rate == 0 for rate in disk.history) / len(disk.history) < 0.04
+    assert sum(rate == 0 for rate in disk.history) / len(disk.history) < 0.1
 
 
 def test_a_primary_that_nobody_uses_costs_nothing_and_one_left_alone_soon_neither() -> None:
