@@ -3,7 +3,6 @@
 text and exit codes."""
 
 import importlib
-import io
 import json
 import os
 import sys
@@ -16,7 +15,8 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import click
 
 from dmsoft import __version__
-from dmsoft.errors import DmsoftError, NotRootError, UsageError
+from dmsoft.cli.surroundings import inherit, settle
+from dmsoft.errors import DmsoftError, NotRootError
 from dmsoft.units import KIB
 
 # A barrier locks the stack of every thread whole, those that have ended lately as well: 8 MiB each by default.
@@ -62,16 +62,14 @@ def dmsoft(debug: bool) -> None:
 
 def main() -> None:
     """Entry point; every way out has a documented exit code."""
-    # Whatever the caller's is: nobody else may write the files that root leaves in /run and /etc.
-    os.umask(os.umask(0o022) | 0o022)
+    inherit()
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:  # noqa: PLR0911 - one way out a kind of error
     """Run one command line and return its exit code; errors go to standard error, as JSON if JSON was asked for."""
-    _settle_terminal()
     try:
-        _require_text(arguments)
+        settle(arguments)
         code = dmsoft.main(args=arguments, prog_name="dmsoft", standalone_mode=False)
         return code if isinstance(code, int) else 0
     except click.exceptions.Exit as err:
@@ -96,26 +94,6 @@ def run(arguments: list[str]) -> int:  # noqa: PLR0911 - one way out a kind of e
         _report(arguments, "unexpected", f"Something unexpected happened: {type(err).__name__}: {err}.",
                 "Run it again with --debug after dmsoft, and report what it shows.")  # fmt: skip
         return 1
-
-
-def _settle_terminal() -> None:
-    """Neither a terminal that lacks a sign nor a size of it that is none may end a command."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    for name in ("COLUMNS", "LINES"):
-        value = os.environ.get(name, "")
-        if not (value.isascii() and value.isdigit() and len(value) <= 4):
-            os.environ.pop(name, None)
-
-
-def _require_text(arguments: list[str]) -> None:
-    """Whatever is no text could be neither shown nor put into a header or JSON."""
-    for number, word in enumerate(arguments, 1):
-        try:
-            word.encode()
-        except UnicodeEncodeError as err:
-            raise UsageError(f"Word {number} of the command line is not UTF-8.", hint="Write it as text.") from err
 
 
 def _usage_hint(err: click.ClickException) -> str | None:

@@ -366,3 +366,22 @@ def test_root_leaves_no_file_that_others_may_write(monkeypatch: pytest.MonkeyPat
         assert os.umask(0) & 0o022 == 0o022
     finally:
         os.umask(before)
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_no_disk_becomes_standard_error(closed: str) -> None:
+    """Of a caller that closed its own, the next file that is opened would be that."""
+    look = "import os; from dmsoft.cli import surroundings; surroundings.inherit(); os._exit(os.open(os.devnull, 0))"
+    done = subprocess.run(["sh", "-c", f"exec {sys.executable} -c '{look}' {closed}"], check=False)
+    assert done.returncode > 2
+    words = "-m dmsoft.cli explain busy --json"
+    assert subprocess.run(["sh", "-c", f"exec {sys.executable} {words} {closed}"], check=False).returncode == 0
+
+
+def test_a_program_that_fails_has_failed() -> None:
+    """Also if the caller ignores SIGCHLD, by which the kernel forgets how a child ended."""
+    look = "from dmsoft.cli.surroundings import inherit; inherit(); from dmsoft.run import run; run(['false'])"
+    ignore = "import os, signal as s, sys; s.signal(s.SIGCHLD, s.SIG_IGN); os.execv(sys.executable, sys.argv[1:])"
+    argv = [sys.executable, "-c", ignore, sys.executable, "-c", look]
+    done = subprocess.run(argv, capture_output=True, check=False)
+    assert done.returncode == 1 and b"false failed: status 1" in done.stderr
