@@ -8,10 +8,12 @@ import math
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from tests.crash import desk
 from tests.crash.judge import Case, Divergence, Figures, Judge
 from tests.crash.lab import Lab, LabError
 from tests.crash.life import STORIES
@@ -111,6 +113,7 @@ def main(argv: list[str]) -> int:
         default=60,
         help="power cuts of each life (default %(default)s), besides those of recoveries",
     )
+    add("--desk", type=int, default=0, help="places of each life to cut in six ways without a VM (default %(default)s)")
     add("--deeds", type=int, default=USUAL_DEEDS, help="verbs in each life (default %(default)s)")
     add("--seed", type=int, help="repeats the draws, though not the timing, of an earlier run")
     add("--story", choices=STORIES, help="only this kind of life")
@@ -124,6 +127,7 @@ def main(argv: list[str]) -> int:
     start = time.monotonic()
     print(f"seed {seed}, kernel {arguments.kernel}", flush=True)
     kept = Recording.load(arguments.tape) if arguments.tape is not None and arguments.tape.exists() else None
+    found: Counter[str] = Counter()
     with Campaign(seed, arguments.folder, kernel=arguments.kernel, seconds=86400) as campaign:
         try:
             for _, story in zip(range(arguments.lives), _stories(arguments.story), strict=False):
@@ -136,6 +140,8 @@ def main(argv: list[str]) -> int:
                 print(f"{life.story}: {len(life.tape)} events, {time.monotonic() - start:.0f} s", flush=True)
                 campaign.cut(life, arguments.cuts, left)
                 print(f"{time.monotonic() - start:.0f} s\n{campaign.figures}", flush=True)
+                found += desk.cut(life, arguments.desk, random.Random(seed))
+                print(f"{found['cuts']} at the desk: {dict(found.most_common())}", flush=True)
         except (Divergence, LabError) as err:
             print(f"{campaign.figures}\n{err}", flush=True)
             return 1
