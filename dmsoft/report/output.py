@@ -5,7 +5,6 @@ Text is wrapped at words for a terminal (or for COLUMNS, if that is set) and nev
 Whatever came from a disk or a device's name may hold control characters; none gets to the terminal.
 """
 
-import io
 import json
 import os
 import shutil
@@ -25,15 +24,12 @@ _PIPED_COLUMNS = 1000  # nothing is cut or folded there
 
 
 def emit(value: object) -> None:
-    """One compact JSON object and a newline, in UTF-8 whatever the locale is, all that is not printable escaped."""
+    """One compact JSON object and a newline. It is ASCII, all else is escaped: the same in every locale, and nothing to
+    any terminal."""
     text = msgspec.json.encode(value).decode()
-    if not text.isprintable():
-        text = "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
-    sys.stdout.flush()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.buffer.write(text.encode() + b"\n")
-    else:
-        sys.stdout.write(text + "\n")
+    if not (text.isascii() and text.isprintable()):
+        text = "".join(c if c.isascii() and c.isprintable() else json.dumps(c)[1:-1] for c in text)
+    sys.stdout.write(text + "\n")
     sys.stdout.flush()
 
 

@@ -127,7 +127,7 @@ def test_json_has_nothing_that_a_terminal_obeys(capsys: pytest.CaptureFixture[st
     odd = {"text": "\x1b[2J\x7f\x9b31m\u202e\n\U000e0001", "plain": "Ä日"}
     emit(odd)
     out = capsys.readouterr().out
-    assert out.count("\n") == 1 and out[:-1].isprintable() and "Ä日" in out
+    assert out.count("\n") == 1 and out[:-1].isprintable() and out.isascii()
     assert json.loads(out) == odd
 
 
