@@ -113,7 +113,11 @@ def opened(mirror_uuid: str, kind: Kind) -> int:
 
     Raises `DeviceError`.
     """
-    path = _path(mirror_uuid, kind)
+    return open_lock(_path(mirror_uuid, kind))
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of a file to be locked in `RUN_DIR`, made if need be. Raises `DeviceError`."""
     try:
         RUN_DIR.mkdir(mode=0o755, exist_ok=True)
         facts = RUN_DIR.lstat()

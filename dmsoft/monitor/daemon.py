@@ -27,7 +27,7 @@ from dmsoft.errors import BusyError
 from dmsoft.inventory import udev
 from dmsoft.mirror import bulletin
 from dmsoft.mirror.bulletin import Bulletin
-from dmsoft.mirror.lock import RUN_DIR
+from dmsoft.mirror.lock import open_lock
 from dmsoft.monitor import hooks, sources, work
 from dmsoft.monitor.events import Event
 from dmsoft.monitor.facts import Action, CaughtUp, Facts, Failure, Mended, Pulse, Result, Shed
@@ -270,8 +270,7 @@ def _concerns(plug: sources.Plug, uuid: str, ward: Ward) -> bool:
 @contextlib.contextmanager
 def _only_one() -> Iterator[None]:
     """Hold the lock that says that a daemon lives."""
-    RUN_DIR.mkdir(mode=0o755, exist_ok=True)
-    fd = os.open(bulletin.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    fd = open_lock(bulletin.LOCK)
     try:
         deadline = _clock() + _LOCK_SECONDS  # `status` holds it for a moment to see whether we live
         while True:
