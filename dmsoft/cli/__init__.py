@@ -103,11 +103,11 @@ def _usage_hint(err: click.ClickException) -> str | None:
 
 
 def _report(arguments: list[str], code: str, message: str, hint: str | None) -> None:
-    if "--json" in arguments:
-        click.echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), err=True)
-        return
-    from dmsoft.report.output import say
+    from dmsoft.report.output import echo, say
 
+    if "--json" in arguments:
+        echo(json.dumps({"error": {"code": code, "message": message, "hint": hint}}), err=True)
+        return
     say(f"Error: {message}", err=True, hang=7)
     if hint:
         say(f"Hint: {hint}", err=True, hang=6)

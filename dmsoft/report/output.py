@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from dmsoft.errors import DeviceError
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -29,27 +31,41 @@ def emit(value: object) -> None:
     text = msgspec.json.encode(value).decode()
     if not (text.isascii() and text.isprintable()):
         text = "".join(c if c.isascii() and c.isprintable() else json.dumps(c)[1:-1] for c in text)
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    echo(text)
 
 
 def say(text: str, *, err: bool = False, hang: int = 0) -> None:
-    """Print a paragraph; what is wrapped goes on ``hang`` columns further in."""
+    """Print a paragraph; what is wrapped goes on ``hang`` columns further in. Raises as `echo`."""
     columns, line = _columns(err=err), clean(text)
     if columns is None or len(line) <= columns:
-        click.echo(line, err=err)
+        echo(line, err=err)
         return
     indent = " " * (len(line) - len(line.lstrip()))
     for part in textwrap.wrap(
         line, columns, subsequent_indent=indent + " " * hang, break_long_words=False, break_on_hyphens=False
     ):
-        click.echo(part, err=err)
+        echo(part, err=err)
+
+
+def echo(line: str, *, err: bool = False) -> None:
+    """Print a line as it is. Raises `DeviceError` if standard output takes no more, and BrokenPipeError. What standard
+    error does not take is lost: a full /var/log must not end a resync."""
+    try:
+        click.echo(line, err=err)
+    except BrokenPipeError:
+        if not err:
+            raise
+    except OSError as failed:
+        if not err:
+            raise DeviceError(
+                f"The answer could not be written: {failed.strerror}.", hint="`dmsoft status` says how things stand."
+            ) from failed
 
 
 def tables(lines: Iterable[str]) -> None:
     """Device-mapper tables, one line each, to be copied as they are."""
     for line in lines:
-        click.echo(line)
+        echo(line)
 
 
 def clean(text: str) -> str:
@@ -84,7 +100,7 @@ def show_table(table: "Table", *, indent: int = 2) -> None:
     with out.capture() as captured:
         out.print(Padding(table, (0, 0, 0, indent), expand=False))
     for line in captured.get().splitlines():
-        click.echo(line.rstrip())
+        echo(line.rstrip())
 
 
 def speaks_unicode() -> bool:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from dmsoft.errors import DeviceError
 from dmsoft.mirror.progress import Meter, Planned, Reporter, Silent
 from dmsoft.report.output import clean, console, emit, say
 from dmsoft.units import format_duration, format_size
@@ -82,14 +83,20 @@ class _Lines:
 
 
 def _emit_plan(plans: list[Planned]) -> None:
-    emit({"event": "plan", "secondaries": plans})
+    _emit_if_possible({"event": "plan", "secondaries": plans})
 
 
 def _emit_progress(meter: Meter) -> None:
-    emit({
+    _emit_if_possible({
         "event": "progress", "phase": meter.name, "bytes_done": meter.done, "bytes_total": meter.total,
         "bytes_per_second": round(meter.rate), "seconds_left": meter.seconds_left,
     })  # fmt: skip
+
+
+def _emit_if_possible(value: object) -> None:
+    """Whoever reads it may be gone, or have no more room: that is told at the end, and ends no copy."""
+    with contextlib.suppress(OSError, DeviceError):
+        emit(value)
 
 
 def _print_plan(plans: list[Planned]) -> None:

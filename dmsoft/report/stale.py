@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The stale blocks of one secondary as a table."""
 
-import click
 from rich.table import Table
 
 from dmsoft.mirror.missing import Missing
 from dmsoft.report.maps import line
-from dmsoft.report.output import count, say, show_table, speaks_unicode
+from dmsoft.report.output import count, echo, say, show_table, speaks_unicode
 from dmsoft.units import format_size
 
 
@@ -15,7 +14,7 @@ def show(name: str, label: str, missing: Missing) -> None:
     if not missing.extents:
         return
     if min(missing.stale_map) < 100:
-        click.echo(f"  {line(missing.stale_map, unicode=speaks_unicode())}")
+        echo(f"  {line(missing.stale_map, unicode=speaks_unicode())}")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for column in ("first block", "blocks", "from byte", "size"):
         table.add_column(column, justify="right", no_wrap=True)

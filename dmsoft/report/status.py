@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The status tables, made to be read at 80 columns."""
 
-import click
 from rich.table import Table
 from rich.text import Text
 
 from dmsoft.mirror.at_work import RunView
 from dmsoft.mirror.observe import MirrorView, SecondaryView, StatusView, summary
 from dmsoft.report.maps import line
-from dmsoft.report.output import clean, console, count, say, show_table, speaks_unicode, time_text
+from dmsoft.report.output import clean, console, count, echo, say, show_table, speaks_unicode, time_text
 from dmsoft.units import format_duration, format_size
 
 _STYLES = {
@@ -109,7 +108,7 @@ def _show_maps(secondaries: tuple[SecondaryView, ...]) -> None:
     some = [view for view in secondaries if view.stale_map and max(view.stale_map) and min(view.stale_map) < 100]
     width = max((len(view.label) for view in some), default=0)
     for view in some:
-        click.echo(f"  {view.label:{width}}  {line(view.stale_map or (), unicode=speaks_unicode())}")
+        echo(f"  {view.label:{width}}  {line(view.stale_map or (), unicode=speaks_unicode())}")
 
 
 def _row(view: SecondaryView) -> list[Text]:

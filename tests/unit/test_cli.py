@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 from dmsoft import __version__, cli
 from dmsoft.cli import VERBS, dmsoft, run
 from dmsoft.cli.options import DurationType, SizeType, secondaries
-from dmsoft.errors import BusyError, DmsoftError, UsageError
+from dmsoft.errors import BusyError, DeviceError, DmsoftError, UsageError
 from dmsoft.mirror.create import SecondarySpec
+from dmsoft.mirror.progress import Planned
+from dmsoft.report.output import emit
+from dmsoft.report.progress import reporter
 from dmsoft.units import KIB
 
 Capture = pytest.CaptureFixture[str]
@@ -385,3 +388,32 @@ def test_a_program_that_fails_has_failed() -> None:
     argv = [sys.executable, "-c", ignore, sys.executable, "-c", look]
     done = subprocess.run(argv, capture_output=True, check=False)
     assert done.returncode == 1 and b"false failed: status 1" in done.stderr
+
+
+def test_no_room_for_an_answer() -> None:
+    """That is an error of its own; an error that cannot be told has its status all the same."""
+
+    def said(words: str) -> "subprocess.CompletedProcess[bytes]":
+        argv = ["sh", "-c", f"exec {sys.executable} -m dmsoft.cli {words}"]
+        return subprocess.run(argv, capture_output=True, check=False)
+
+    for words in ("explain busy", "explain busy --json"):
+        done = said(f"{words} >/dev/full")
+        assert done.returncode == 6 and b"The answer could not be written: No space left" in done.stderr
+    assert said("explain nothing 2>/dev/full").returncode == 5
+
+
+def test_a_copy_goes_on_when_nobody_can_hear_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        monkeypatch.setattr(sys, "stderr", full)
+        for as_json in (True, False):
+            with reporter(as_json=as_json) as watch:
+                watch.planned([Planned("one", "full", "it is new", 5)], 5)
+                watch.phase("pass 1", 5)
+                watch.advance(5)
+                watch.note("a note")
+        with pytest.raises(DeviceError, match="The answer could not be written"):
+            emit({})
+        monkeypatch.undo()
+        full.close = lambda: None  # type: ignore[method-assign]  # what it holds back has nowhere to go
