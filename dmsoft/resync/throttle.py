@@ -73,7 +73,10 @@ class Throttle:
             ioprio.lower()
             self._thread.lowered = True
         self._look()
-        if self.limit.kind == "share" or (self.limit.kind == "adaptive" and self._state.rate is None):
+        if self.limit.kind == "adaptive" and self._state.rate is None:  # as nearly always: no more than has to be
+            self._read(side, view, offset)
+            return
+        if self.limit.kind == "share":
             self._await(len(view))
             self._read(side, view, offset)
             return
