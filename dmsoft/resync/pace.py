@@ -22,7 +22,7 @@ SHARE_SECONDS = 2.0
 LEAST_RATE = MIB
 # Others may take so much longer than without the copy on the average, more where that may be chance; twice as long is
 # too long at once.
-_TOLERANCE, _CHANCE = 0.15, 0.3
+_TOLERANCE, _CHANCE = 0.15, 0.4
 _ALARM, _ALARM_CHANCE = 1.0, 3.0
 # The kernel counts how often its clock ticked during a request: right on the average, and wide for short ones.
 _TICK_SECONDS = 0.004
@@ -33,7 +33,7 @@ _ALARM_REQUESTS = 16
 _BACK, _ON, _FEEL = 0.7, 1.25, 1.05
 _NEAR = 0.85
 _CALM_SECONDS = 20.0
-_PROBE_REQUESTS, _PROBE_SECONDS, _FIRST_PROBE_SECONDS = 1000, 0.6, 1.5
+_PROBE_REQUESTS, _PROBE_SECONDS, _FIRST_PROBE_SECONDS, _SETTLE_SECONDS = 1000, 0.6, 1.0, 1.0
 _PROBE_EVERY = 10.0
 # What was heard before counts at most so many times what is heard now.
 _MEMORY = 2
@@ -134,15 +134,16 @@ NOTHING = Seen(0.0, 0, 0.0, 0)
 @dataclass(frozen=True, slots=True)
 class Adaptive:
     """The state of the controller. ``rate``: bytes a second, None while nothing is held back, and 0 while it listens to
-    what the others' requests take without the copy, which becomes ``usual``; ``_settled``: none of them waits for
-    what was copied before, any more."""
+    what the others' requests take without the copy, which becomes ``usual``; ``_settled``: seconds since then
+    in which nothing of it was read."""
 
     rate: float | None = None
     usual: float | None = None
     _heard: Seen = NOTHING
-    _settled: bool = False
+    _settled: float = 0.0
     _known: int = 0
     _quiet: float = 0.0
+    _stuck: float = 0.0
     _since_probe: float = 0.0
     _resume_at: float = LEAST_RATE
     _too_fast: float | None = None
@@ -154,7 +155,8 @@ class Adaptive:
         quiet = 0.0 if seen.busy else self._quiet + seen.seconds
         if quiet >= _IDLE_SECONDS:
             return Adaptive()
-        now = replace(self, _quiet=quiet, _since_probe=self._since_probe + seen.seconds)
+        stuck = self._stuck + seen.seconds if seen.in_flight and not seen.requests else 0.0
+        now = replace(self, _quiet=quiet, _stuck=stuck, _since_probe=self._since_probe + seen.seconds)
         if self.rate is None:
             return now._free(self._heard + seen, floor)
         if self.rate == 0:
@@ -169,13 +171,14 @@ class Adaptive:
         return replace(self, _heard=heard if heard.seconds < _USED_SECONDS else NOTHING)
 
     def _probe(self, resume_at: float) -> "Adaptive":
-        return replace(self, rate=0.0, _heard=NOTHING, _settled=False, _resume_at=resume_at, _since_probe=0.0)
+        return replace(self, rate=0.0, _heard=NOTHING, _settled=0.0, _resume_at=resume_at, _since_probe=0.0)
 
     def _listen(self, seen: Seen, floor: float) -> "Adaptive":
-        # As long as reads of the copy end, and in the look after that, others have still waited for it.
-        ending = seen.copied > 0 and self._since_probe < _FIRST_PROBE_SECONDS
-        if ending or not self._settled:
-            return replace(self, _settled=not ending)
+        # As long as reads of the copy end, others wait for it; then for what has gathered meanwhile.
+        if seen.copied > 0 and self._since_probe < _FIRST_PROBE_SECONDS:
+            return replace(self, _settled=0.0)
+        if self._settled < (_SETTLE_SECONDS if self.usual is None else min(seen.seconds, _SETTLE_SECONDS)):
+            return replace(self, _settled=self._settled + seen.seconds)
         heard = self._heard + seen
         most = _FIRST_PROBE_SECONDS if self.usual is None else _PROBE_SECONDS
         if heard.requests < _PROBE_REQUESTS and heard.seconds < most:
@@ -183,22 +186,24 @@ class Adaptive:
         now = replace(self, rate=max(floor, self._resume_at), _heard=NOTHING)
         if not heard.requests:
             return now
-        known = min(self._known, _MEMORY * heard.requests)
+        # What is long may be so for other reasons, what is short is not.
+        memory = _MEMORY if heard.latency > (self.usual or 0.0) else 1
+        known = min(self._known, memory * heard.requests)
         usual = (known * (self.usual or 0.0) + heard.waited) / (known + heard.requests)
         return replace(now, usual=usual, _known=known + heard.requests)
 
     def _steer(self, heard: Seen, floor: float) -> "Adaptive":
         rate = self.rate or floor
-        slower = heard.latency / self.usual if self.usual else math.inf
+        slower = max(heard.latency, self._stuck) / self.usual if self.usual else math.inf
         few = heard.requests < _STEP_REQUESTS and heard.seconds < _STEP_AT_MOST
-        stuck = not heard.requests and heard.in_flight > 0 and heard.seconds >= _STEP_SECONDS
+        stuck = self._stuck >= _STEP_SECONDS
         spread = max(1.0, _TICK_SECONDS / (self.usual or 1.0))
         chance = math.sqrt(spread * (1 / max(1, heard.requests) + 1 / max(1, self._known)))
         alarm = (stuck or heard.requests >= _ALARM_REQUESTS) and slower > 1 + _ALARM + _ALARM_CHANCE * chance
         if not alarm and (heard.seconds < _STEP_SECONDS or few):
             return replace(self, rate=max(floor, rate), _heard=heard)
         if heard.busy and slower > 1 + _TOLERANCE + _CHANCE * chance:
-            now = replace(self, rate=max(floor, _BACK * rate), _too_fast=rate, _calm=0.0, _heard=NOTHING)
+            now = replace(self, rate=max(floor, _BACK * rate), _too_fast=rate, _calm=0.0, _stuck=0.0, _heard=NOTHING)
         else:
             rate = max(rate, min(self._raised(rate), 2 * heard.copied / heard.seconds))
             known = self._too_fast if self._too_fast is not None and rate <= self._too_fast else None

@@ -161,15 +161,18 @@ class Queue(Disk):
         self.waits = list[float]()
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.sampled_from([20 * MIB, 500 * MIB]), st.sampled_from([0.001, 0.01]), st.integers(0, 1 << 32))
-def test_beside_a_disk_with_a_knee_hardly_anybody_ever_waits(speed: float, each: float, seed: int) -> None:
-    disk = Queue(speed, each, 200.0, seed)
-    play(Adaptive(), 90, disk)
-    settled = disk.history[300:]
-    assert sum(rate or 0 for rate in settled) / len(settled) > 0.15 * speed
-    late = [wait for wait in disk.waits[300:] if wait > 0.5 * each]
-    assert len(late) <= 0.05 * len(settled)
+@pytest.mark.parametrize("speed", [20 * MIB, 500 * MIB])
+@pytest.mark.parametrize("each", [0.001, 0.01])
+def test_beside_a_disk_with_a_knee_hardly_anybody_ever_waits(speed: float, each: float) -> None:
+    used = 0.0
+    for seed in range(10):
+        disk = Queue(speed, each, 200.0, seed)
+        play(Adaptive(), 90, disk)
+        settled = disk.history[300:]
+        used += sum(rate or 0 for rate in settled) / len(settled) / speed / 10
+        late = [wait for wait in disk.waits[300:] if wait > 0.5 * each]
+        assert len(late) <= 0.05 * len(settled)
+    assert used > 0.5
 
 
 class Serial:
@@ -290,7 +293,7 @@ def test_a_primary_that_nobody_uses_costs_nothing_and_one_left_alone_soon_neithe
 
 
 def test_requests_that_do_not_end_are_no_sign_of_ease() -> None:
-    state = play(Adaptive(), 2, Disk(100 * MIB, 0.001, 500, 1))
+    state = play(Adaptive(), 4, Disk(100 * MIB, 0.001, 500, 1))
     before = state.rate
     assert before
     for _ in range(30):
