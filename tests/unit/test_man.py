@@ -30,7 +30,7 @@ from dmsoft.mirror.start import Started
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
 from dmsoft.mirror.waiting import Waited
 from dmsoft.report.explanations import known
-from tests import header_model, mirror_model
+from tests import features, header_model, mirror_model
 
 MAN = Path(__file__).resolve().parents[2] / "man"
 PAGES = sorted(MAN.glob("*.scd"))
@@ -188,3 +188,7 @@ def test_diagrams_fit_a_terminal() -> None:
         for block in re.findall(r"^```\n(.*?)^```", page, flags=re.M | re.S):
             shown = block.replace("\\\\", "\\")
             assert "\t" not in shown and max(map(len, shown.splitlines())) <= 69
+
+
+def test_the_manual_shows_what_the_tests_hold_each_kernel_to() -> None:
+    assert features.table() in section("KERNELS", INTERNALS)

@@ -11,26 +11,19 @@ import pytest
 from dmsoft.dm.device import devices
 from dmsoft.doctor import bed, behind, tracking
 from dmsoft.mirror import canary
+from tests import features
 from tests.harness.guestkit import Disks
 from tests.vm.rig import dmsoft, ours, sh, unchanged, wait_until
-
-# (scattered, sequential) behind with the slow leg first, and with it second: measured apart from the doctor.
-KNOWN = {
-    "5.10": ((True, False), (True, False)),
-    "6.1": ((True, False), (False, False)),
-    "6.12": ((True, True), (True, True)),
-    "6.18": ((True, False), (True, False)),
-    "7.2": ((True, True), (True, True)),
-}
 
 
 def word(found: bool) -> str:
     return "behind" if found else "waits"
 
 
-def known() -> tuple[tuple[bool, bool], tuple[bool, bool]]:
-    release = ".".join(os.uname().release.split("-")[0].split(".")[:2])
-    return KNOWN[release]
+def words(first: dict[str, bool], second: dict[str, bool]) -> str:
+    """What the doctor says here of the secondary as first leg and as second."""
+    here = features.series(os.uname().release)
+    return f"the secondary as first leg: {word(first[here])}; as second: {word(second[here])}"
 
 
 def loops() -> set[str]:
@@ -53,13 +46,9 @@ def test_a_checkup(disks: Disks) -> None:
     assert found["checkpoint"]["found"] == "a checkpoint does not wait for writes on their way"
     assert found["discards"]["found"].startswith("marks 1 of the 8 blocks")
     assert (health["fsync"], found["fsync"]["found"]) == ("warning", "every fsync waits for the secondary")
-    (scattered, sequential), (later, touching) = known()
-    assert found["behind-scattered"]["found"] == (
-        f"the secondary as first leg: {word(scattered)}; as second: {word(later)}"
-    )
-    assert found["behind-sequential"]["found"] == (
-        f"the secondary as first leg: {word(sequential)}; as second: {word(touching)}"
-    )
+    assert found["behind-scattered"]["found"] == words(features.BEHIND_FIRST, features.BEHIND_SECOND)
+    assert found["behind-sequential"]["found"] == words(features.TOUCHING_FIRST, features.TOUCHING_SECOND)
+    sequential = features.TOUCHING_FIRST[features.series(os.uname().release)]
     assert health["behind-sequential"] == ("ok" if sequential else "warning")
 
 

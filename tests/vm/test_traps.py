@@ -2,9 +2,7 @@
 """What the kernel's targets and their tools do wrong, each shown with plain dmsetup, and beside it that dmsoft stays
 right. Where kernels differ the test says what was measured on which; a kernel that is mended fails it and is noted.
 
-Those of an era that is loaded, asked or suspended in the wrong order are in `tests.vm.test_dm`, of buffered readers and
-discards in `tests.vm.test_era_live`, of metadata that are full or fail in `tests.vm.test_untracked`; which writes wait
-for a slow leg, and that a checkpoint waits for none, is measured by the doctor, `tests.vm.test_doctor`.
+Those that need nothing of a mirror are in other files; `ELSEWHERE` has them all.
 """
 
 import errno
@@ -24,11 +22,31 @@ from dmsoft.doctor.bed import Bed
 from dmsoft.era.reader import EraReader
 from dmsoft.mirror.plan import MAX_WRITE_BEHIND
 from dmsoft.units import KIB, MIB
+from tests import features
 from tests.vm.rig import NAME, Rig, dmsoft, ok, read, sh, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
 pytestmark = [pytest.mark.core, pytest.mark.slow]
 
+# What the kernel does wrong, and the tests of other files that show it and what dmsoft does about it.
+ELSEWHERE = {
+    "an era table loaded before the suspend loses marks": (
+        "test_era_live.py::test_a_table_loaded_before_the_suspend_loses_marks",
+        "test_dm.py::test_an_era_table_is_loaded_only_while_suspended",
+    ),
+    "the status of an inactive era table overwrites the live record": (
+        "test_dm.py::test_the_inactive_era_table_is_never_asked",
+    ),
+    "a suspended era answers no status and no message, and who asks cannot be ended": (
+        "test_dm.py::test_a_suspended_era_is_asked_nothing",
+    ),
+    "a discard marks its first block alone, or its last": (
+        "test_era_live.py::test_no_limit_makes_discards_safe",
+        "test_periodic.py::test_discards_are_refused",
+    ),
+    "the record read through the page cache is an old one": ("test_era_live.py::test_what_a_buffered_reader_misses",),
+    "a flush waits for every leg, and writes that touch wait for each other": ("test_doctor.py::test_a_checkup",),
+}
 LENGTH = 4 * MIB
 SECTORS = LENGTH // 512
 SIZE = 24 * MIB
@@ -36,8 +54,9 @@ BEHIND = ("--mode", "write-behind")
 HELD_MS, LONG_MS = 1500, 15000
 
 
-def kernel() -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:3])
+def here(feature: dict[str, bool]) -> bool:
+    """Whether the kernel that runs has it."""
+    return feature[features.series(os.uname().release)]
 
 
 @pytest.fixture
@@ -49,9 +68,9 @@ def bed() -> Iterator[Bed]:
         yield made
 
 
-def dm(name: str, target: str, length: int = SECTORS) -> str:
+def dm(name: str, target: str, length: int = SECTORS, uuid: str | None = None) -> str:
     """A device made by dmsetup; the guest is cleaned of it after the test."""
-    sh("dmsetup", "create", name, data=f"0 {length} {target}\n".encode())
+    sh("dmsetup", "create", name, *(("--uuid", uuid) if uuid else ()), data=f"0 {length} {target}\n".encode())
     return f"/dev/mapper/{name}"
 
 
@@ -74,6 +93,11 @@ def raid(*legs: tuple[str, str], options: str = "nosync region_size 2048") -> st
 def held_back(disk: str, ms: int = HELD_MS) -> str:
     """A target that holds writes back, and neither reads nor flushes."""
     return f"delay {disk} 0 0 {disk} 0 {ms} {disk} 0 0"
+
+
+def on_its_way(name: str) -> int:
+    """Writes that a delay has not passed on yet."""
+    return int(sh("dmsetup", "status", name).split("delay")[1].split()[1])
 
 
 def let_go(name: str) -> None:
@@ -123,6 +147,13 @@ def data_bytes(rig: Rig, label: str | None, block: int) -> bytes:
     return read(where, payload.regions["data"].offset + block * MIB, MIB)
 
 
+@pytest.mark.parametrize("trap", ELSEWHERE)
+def test_what_is_shown_elsewhere_is_there(trap: str) -> None:
+    for test in ELSEWHERE[trap]:
+        file, name = test.split("::")
+        assert f"def {name}(" in (Path(__file__).parent / file).read_text(), test
+
+
 def test_a_checkpoint_is_no_barrier(rig: Rig) -> None:
     """A write may land long after the era that it is marked in (shown by the doctor); a resync has to wait for it."""
     rig.create("--metadata", rig.disks["c0"], primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
@@ -138,7 +169,7 @@ def test_a_checkpoint_is_no_barrier(rig: Rig) -> None:
     sh("dmsetup", "load", name, data="\n".join(lines).encode())
     sh("dmsetup", "resume", name)
     landing = io.Started(lambda: page(rig.top, 3 * MIB, b"n"))
-    wait_until("the write is on its way", lambda: sh("dmsetup", "status", name).split("delay")[1].split()[1] != "0")
+    wait_until("the write is on its way", lambda: on_its_way(name))
     # The plain checkpoint comes back while it still is.
     sh("dmsetup", "message", NAME, "0", "checkpoint")
     assert not landing.done
@@ -192,7 +223,7 @@ def test_a_behind_write_that_fails(bed: Bed, rig: Rig) -> None:
     sh("dmsetup", "suspend", "trap")
     sh("dmsetup", "resume", "trap")
     wait_until("md has recovered it", lambda: (health("trap"), action("trap")) == ("AA", "idle"))
-    assert differ(path(slow), path(fast)) is (kernel() >= (6, 12, 13))
+    assert differ(path(slow), path(fast)) is not here(features.RECOVERS)
 
     rig.create(*BEHIND, "--via", f"delay:{LONG_MS}", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
     rig.resync()
@@ -205,6 +236,31 @@ def test_a_behind_write_that_fails(bed: Bed, rig: Rig) -> None:
     assert rig.resync()["kind"] == "incremental"
     ok("stop", NAME)
     rig.equal()
+
+
+def test_write_behind_at_the_second_place(bed: Bed, rig: Rig) -> None:
+    """On 6.1 a write goes behind only if the leg that is written mostly comes first; on 5.10, 6.12, 6.18 and 7.2 it
+    does at either place. dmsoft has its secondaries first."""
+
+    def behind(place: int) -> bool:
+        """Whether a write comes back while the slow leg still holds it."""
+        slots, fast, slow = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
+        leg = Device(f"trap-leg{place}", f"DMSOFT-trap-leg{place}")
+        data = [fast, dm(leg.name, held_back(slow, LONG_MS if place == 0 else HELD_MS), uuid=leg.uuid)]
+        data = data[::-1] if place == 0 else data
+        options = f"nosync region_size 2048 write_mostly {place} max_write_behind 64"
+        page(dm(f"trap{place}", raid((slots[0], data[0]), (slots[1], data[1]), options=options)), MIB, b"n")
+        held = io.held(leg).writes > 0
+        let_go(leg.name)
+        return held
+
+    assert (behind(0), behind(1)) == (here(features.BEHIND_FIRST), here(features.BEHIND_SECOND))
+
+    rig.create(*BEHIND, "--via", f"delay:{LONG_MS}", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    assert "write_mostly 0" in table("m-lower")
+    page(rig.top, 3 * MIB, b"n")
+    assert on_its_way("m-one")
 
 
 def test_repair_takes_the_first_leg_for_the_truth(bed: Bed, rig: Rig) -> None:
@@ -231,27 +287,32 @@ def test_md_swallows_flush_errors(bed: Bed, rig: Rig) -> None:
     slots, disks = [bed.ram(256 * KIB) for _ in range(2)], [bed.ram(LENGTH) for _ in range(2)]
     legs = [dm(f"trap-leg{index}", f"linear {disk} 0") for index, disk in enumerate(disks)]
     top = dm("trap", raid((slots[0], legs[0]), (slots[1], legs[1])))
-    swap("trap-leg0", f"flakey {disks[0]} 0 0 600 1 error_writes")
-    assert (fsync_error(legs[0]), fsync_error(top)) == (errno.EIO, 0)
+    for index, (leg, disk) in enumerate(zip(legs, disks, strict=True)):
+        swap(f"trap-leg{index}", f"flakey {disk} 0 0 600 1 error_writes")
+        assert (fsync_error(leg), fsync_error(top)) == (errno.EIO, 0)
     assert health("trap") == "AA"
 
     rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
     rig.resync()
     before = rig.secondary_header("one").sync.era
+    rig.write(3)
+    wait_until("it was written behind", lambda: not rig.differing("one"))
     rig.behave(rig.secondaries["one"], "s0", "error_writes")
     assert (fsync_error(rig.secondaries["one"]), fsync_error(rig.top)) == (errno.EIO, 0)
     assert dmsoft("resync", NAME).code == 6
-    assert rig.secondary_header("one").sync.era == before
+    assert rig.secondary_header("one").sync.era == before and rig.stale("one") == {3}
     rig.behave(rig.secondaries["one"], "s0")
     rig.resync()
+    ok("stop", NAME)
+    rig.equal()
 
 
 def test_a_bare_suspend_ends_the_order_of_behind_writes(bed: Bed, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writes of one place go to the leg behind one after the other, until the raid1 was suspended and resumed as it
     is; from then on they may overtake each other. dmsoft resumes a raid1 only with a table that was loaded for it."""
     slots, fast, slow = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
-    leg = Device("trap-leg", "")
-    dm("trap-leg", held_back(slow))
+    leg = Device("trap-leg", "DMSOFT-trap-leg")
+    dm(leg.name, held_back(slow), uuid=leg.uuid)
     table_of = raid((slots[0], "/dev/mapper/trap-leg"), (slots[1], fast),
                     options="nosync region_size 2048 write_mostly 0 max_write_behind 64")  # fmt: skip
     top = dm("trap", table_of)
@@ -354,7 +415,7 @@ def test_md_answers_messages_with_errors(bed: Bed) -> None:
         for word in ("frozen", "idle")
     ]
     frozen = action("trap") == "frozen"
-    assert (codes == [0, 0]) is (kernel() < (6, 9)), (codes, frozen)
+    assert (codes == [0, 0]) is here(features.ANSWERS), (codes, frozen)
     assert not frozen
     root = Path(__file__).resolve().parents[2] / "dmsoft"
     sent = {word for file in root.rglob("*.py") for word in re.findall(r'\.message\("(\w+)', file.read_text())}
@@ -374,3 +435,59 @@ def test_era_invalidate_lacks_the_current_era(bed: Bed) -> None:
     assert 'block="0"' in listed.replace(" ", "") and 'block="3"' not in listed.replace(" ", "")
     with EraReader(path(after)) as reader:
         assert reader.written_since(1).blocks.extents().tolist() == [[0, 1], [3, 1]]
+
+
+def filled(top: str, name: str) -> None:
+    """Write and begin eras until one or the other fails."""
+    for turn in range(12):
+        try:
+            page(top, turn * 13 * 4 * KIB, b"n")
+        except OSError as err:
+            assert err.errno == errno.EIO
+            return
+        if subprocess.run(["dmsetup", "message", name, "0", "checkpoint"], capture_output=True, check=False).returncode:
+            return
+    raise AssertionError("the metadata never became full")
+
+
+@pytest.mark.kernel_log(allow="I/O error|era|space map|Buffer|flakey|btree")
+def test_metadata_that_fill_up_or_fail(bed: Bed, rig: Rig) -> None:
+    """Writes fail, a resume leaves the device suspended, and metadata that are well again heal nothing by themselves.
+    dmsoft goes on without tracking, and begins it anew."""
+    origin, length = bed.ram(23 * MIB), 23 * MIB // 512
+    top = dm("trap-full", f"era {bed.ram(21 * 4 * KIB)} {origin} 8", length)
+    filled(top, "trap-full")
+    sh("dmsetup", "suspend", "trap-full")
+    done = subprocess.run(["dmsetup", "resume", "trap-full"], capture_output=True, check=False)
+    assert done.returncode and b"No space left" in done.stderr
+    assert "SUSPENDED" in sh("dmsetup", "info", "trap-full")
+    sh("dmsetup", "load", "trap-full", data=f"0 {length} linear {origin} 0\n".encode())
+    sh("dmsetup", "resume", "trap-full")
+
+    ram, origin = bed.ram(MIB), bed.ram(LENGTH)
+    era = f"era {dm('trap-metadata', f'linear {ram} 0', MIB // 512)} {origin} 128"
+    top = dm("trap-failed", era)
+    page(top, 0, b"n")
+    swap("trap-metadata", f"flakey {ram} 0 0 600 1 error_writes", MIB // 512)
+    for healed in (False, True):
+        with pytest.raises(OSError, match="Input/output error"):
+            page(top, MIB, b"n")
+        assert sh("dmsetup", "status", "trap-failed").split()[3:] == ["Error"]
+        page(top, 0, b"m")  # it has its mark
+        if not healed:
+            swap("trap-metadata", f"linear {ram} 0", MIB // 512)
+    swap("trap-failed", era)
+    page(top, MIB, b"n")
+
+    metadata = rig.cut("c0", 16 * MIB)
+    rig.create("--metadata", metadata, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    rig.behave(metadata, "c0", "error_writes")
+    with pytest.raises(OSError, match="Input/output error"):
+        rig.write(3)
+    rig.behave(metadata, "c0")
+    started = ok("start", NAME, "--json").json
+    assert started["doubt"] and started["untracked"] is None
+    rig.write(4)
+    assert rig.resync()["kind"] == "compare"
+    rig.equal()
