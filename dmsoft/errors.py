@@ -28,6 +28,17 @@ class DmsoftError(Exception):
         self.hint = hint
 
 
+class OutOfMemoryError(DmsoftError):
+    """There was too little memory to go on.
+
+    What was suspended is resumed, what was promised before still holds, and nothing new was promised. End something
+    else, or raise the limit that this command runs under, and run it again: it goes on where it can.
+    """
+
+    code = "out-of-memory"
+    exit_code = 1
+
+
 class UsageError(DmsoftError):
     """The command line does not fit.
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The guard's loop over this process's real standard input and output, with stand-ins for its two devices.
 
-The one argument is JSON: which devices are ``suspended``, how often a step of each ``fails`` before it works, the file
-that is the mirror's kernel ``lock``, if there is one, and whether there is a ``way_out`` of a top that cannot be
-resumed. What is done to them goes to standard error, a line each. What a kernel would do is not the question here: when
-the guard acts, in which order, and that it does not give up, is.
+The one argument is JSON: which devices are ``suspended``, how often a step of each ``fails`` before it works, whether
+it does so for want of memory (``starved``), the file that is the mirror's kernel ``lock``, if there is one, and whether
+there is a ``way_out`` of a top that cannot be resumed. What is done to them goes to standard error, a line each. What a
+kernel would do is not the question here: when the guard acts, in which order, and that it does not give up, is.
 """
 
 import errno
@@ -36,13 +36,14 @@ class StandIn:
     name: str
     suspended: bool
     fails: dict[str, int] = field(default_factory=dict)
+    starved: bool = False
 
     def _step(self, what: str) -> None:
         left = self.fails.get(what, 0)
         self.fails[what] = left - 1
         say(f"{what} {self.name}" + (" failed" if left > 0 else ""))
         if left > 0:
-            raise DmIoctlError(what, self.name, errno.EIO)
+            raise MemoryError if self.starved else DmIoctlError(what, self.name, errno.EIO)
 
     def info(self) -> Info:
         return Info(self.name, "", 253, 0, self.suspended, True, False, 1, 0, False)
@@ -88,7 +89,8 @@ class StandInWayOut:
 def main() -> None:
     asked = json.loads(sys.argv[1])
     top, lower = (
-        StandIn(name, name in asked["suspended"], asked.get("fails", {}).get(name, {})) for name in ("top", "lower")
+        StandIn(name, name in asked["suspended"], asked.get("fails", {}).get(name, {}), asked.get("starved", False))
+        for name in ("top", "lower")
     )
     guard._WATCH_SECONDS = 0.3
     lock = os.open(asked["lock"], os.O_RDWR) if "lock" in asked else None

@@ -2,6 +2,7 @@
 """The command line: a group that loads a verb's module when the verb is used, and the one place where errors become
 text and exit codes."""
 
+import errno
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ import click
 
 from dmsoft import __version__
 from dmsoft.cli.surroundings import inherit, settle
-from dmsoft.errors import DmsoftError, NotRootError
+from dmsoft.errors import DmsoftError, NotRootError, OutOfMemoryError
 from dmsoft.units import KIB
 
 # A barrier locks the stack of every thread whole, those that have ended lately as well: 8 MiB each by default.
@@ -27,6 +28,7 @@ VERBS = (
     "verify", "devices", "examine", "doctor", "monitor", "explain",
 )  # fmt: skip
 _ROOTLESS = {"explain"}
+_MEMORY_HINT = "Nothing new was promised. End something else, or raise the limit this runs under, and run it again."
 
 
 class Verbs(click.Group):
@@ -91,9 +93,23 @@ def run(arguments: list[str]) -> int:  # noqa: PLR0911 - one way out a kind of e
     except Exception as err:
         if "--debug" in arguments:
             raise
+        if _lacks_memory(err):
+            _report(arguments, OutOfMemoryError.code, "There is not enough memory to go on.", _MEMORY_HINT)
+            return OutOfMemoryError.exit_code
         _report(arguments, "unexpected", f"Something unexpected happened: {type(err).__name__}: {err}.",
                 "Run it again with --debug after dmsoft, and report what it shows.")  # fmt: skip
         return 1
+
+
+def _lacks_memory(err: Exception) -> bool:
+    """Whether it is for want of memory; the last is what a thread that cannot be started raises."""
+    match err:
+        case MemoryError():
+            return True
+        case OSError():
+            return err.errno == errno.ENOMEM
+        case _:
+            return isinstance(err, RuntimeError) and "can't start new thread" in str(err)
 
 
 def _usage_hint(err: click.ClickException) -> str | None:

@@ -130,6 +130,7 @@ def _serve(channel: socket.socket, devices: tuple[Device, ...]) -> Never:
     """The child: never returns into the caller's code, whatever happens."""
     try:
         isolate(channel.fileno())
+        memory.spare()
         memory.lock()
         memory.set_io_flusher(True)
         channel.send(_READY)

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Memory that stays in place while a device is suspended: a page fault or a write-back then waits for ever."""
+"""Memory that stays in place while a device is suspended: a page fault or a write-back then waits for ever. And when
+there is none left, somebody has to live on who resumes it."""
 
 import ctypes
 import errno
@@ -59,6 +60,15 @@ def set_io_flusher(on: bool) -> bool:
         raise MemoryLockError(f"prctl refused PR_SET_IO_FLUSHER: {os.strerror(number)}.")
     log.debug("no IO flusher: %s", os.strerror(number))
     return False
+
+
+def spare() -> None:
+    """Have the kernel never end this process to gain memory, also where it ends a control group as a whole."""
+    try:
+        with open("/proc/self/oom_score_adj", "wb", buffering=0) as file:
+            file.write(b"-1000")
+    except OSError as err:  # without CAP_SYS_RESOURCE it is as likely to go as any other
+        log.debug("the process is not spared when memory runs out: %s", os.strerror(err.errno or 0))
 
 
 @contextmanager

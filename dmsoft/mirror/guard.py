@@ -2,8 +2,9 @@
 """The guard: a process that resumes what dmsoft suspended, if dmsoft dies or hangs in between.
 
 It is forked before the first suspend and holds its memory locked: while the root file system is frozen nothing can be
-read from it. It has a session and, where systemd runs, a scope of its own, so that ending the caller's control group
-does not end it. The caller speaks one line at a time into a pipe:
+read from it. The kernel does not end it when memory runs out, as it may end its caller. It has a session and, where
+systemd runs, a scope of its own, so that ending the caller's control group does not end it. The caller speaks one line
+at a time into a pipe:
 
     arm              from now on the end of the caller means: resume
     deadline SECONDS the suspend has returned; resume when so many seconds have passed
@@ -217,6 +218,7 @@ def _serve(guard: Guard, commands: int, answers: int) -> Never:
         os.dup2(answers, 1)
         for fd in {commands, answers} - {0, 1}:
             os.close(fd)
+        memory.spare()
         helper = Helper([guard.lower]) if guard.coupled else None
         lock = opened(guard.mirror_uuid, "kernel")
         with memory.locked():
@@ -273,7 +275,8 @@ class Rescue:
         start, pause, acted = time.monotonic(), _POLL_SECONDS, False
         while self.needed():
             acted = True
-            self._try()
+            with contextlib.suppress(MemoryError):  # whoever ate it may be gone the next time
+                self._try()
             if time.monotonic() - start >= seconds:
                 break
             time.sleep(pause if self.needed() else 0)

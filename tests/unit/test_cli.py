@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The command line: help, usage errors, options, and what becomes of every way out. No device is touched."""
 
+import errno
 import json
 import os
 import signal
@@ -160,6 +161,15 @@ def raising(error: BaseException) -> Callable[[], object]:
 
 
 Status = Callable[[Callable[[], object]], None]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OSError(errno.ENOMEM, "no"), RuntimeError("can't start new thread")], ids=repr
+)
+def test_too_little_memory_is_said_to_be_that(error: Exception, status: Status, capsys: Capture) -> None:
+    status(raising(error))
+    assert run(["status", "--json"]) == 1
+    assert json.loads(capsys.readouterr().err)["error"]["code"] == "out-of-memory"
 
 
 def test_an_error_is_two_lines_and_its_exit_code(status: Status, capsys: Capture) -> None:

@@ -20,10 +20,13 @@ Process = subprocess.Popen[bytes]
 
 @contextmanager
 def keeping(
-    suspended: list[str], lock: Path | None = None, *, way_out: int | None = None, **fails: dict[str, int]
-) -> Iterator[Process]:
+    suspended: list[str], lock: Path | None = None, *, way_out: int | None = None, starved: bool = False,
+    **fails: dict[str, int],
+) -> Iterator[Process]:  # fmt: skip
     """The loop in a process of its own, its pipes in our hands."""
-    asked = {"suspended": suspended, "fails": fails, "way_out": way_out} | ({"lock": str(lock)} if lock else {})
+    asked = {"suspended": suspended, "fails": fails, "way_out": way_out, "starved": starved} | (
+        {"lock": str(lock)} if lock else {}
+    )
     argv = [sys.executable, "-m", "tests.guard_stand_in", json.dumps(asked)]
     pipe = subprocess.PIPE
     with subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, cwd=ROOT, bufsize=0) as process:
@@ -134,6 +137,15 @@ def test_a_lower_that_will_not_load_does_not_keep_the_top_suspended() -> None:
         done, said = end(process)
         assert done[:2] == ["load lower failed", "resume top"] and said == b"tripped\n"
         assert done[2:] == ["load lower failed", "load lower", "resume lower"]
+
+
+def test_a_guard_that_gets_no_memory_tries_again() -> None:
+    """Whoever has it all may be gone by then: it is what its caller was ended for, maybe."""
+    with keeping(BOTH, starved=True, top={"resume": 1}, lower={"load": 1}) as process:
+        tell(process, "arm\n")
+        done, said = end(process)
+        assert done[0] == "load lower failed" and said == b"tripped\n"
+        assert done[-1] == "resume top" and "resume lower" in done
 
 
 @pytest.mark.parametrize("step", ["deadline 0.05\n", ""])
