@@ -174,5 +174,14 @@ def published(mirror_uuid: str) -> Published | None:
     return said if said.pid == held.pid and said.started >= held.since else None
 
 
+def moved_at(mirror_uuid: str) -> int | None:
+    """When a run last told of itself, in nanoseconds of the clock, None if it has not: another value as long as it goes
+    on."""
+    try:
+        return _path(mirror_uuid).stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def _path(mirror_uuid: str) -> Path:
     return RUN_DIR / f"{mirror_uuid}.progress"

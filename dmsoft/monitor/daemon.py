@@ -28,6 +28,7 @@ from dmsoft.inventory import udev
 from dmsoft.mirror import bulletin
 from dmsoft.mirror.bulletin import Bulletin
 from dmsoft.mirror.lock import open_lock
+from dmsoft.mirror.progress import moved_at
 from dmsoft.monitor import hooks, sources, work
 from dmsoft.monitor.events import Event
 from dmsoft.monitor.facts import Action, CaughtUp, Facts, Failure, Mended, Pulse, Result, Shed
@@ -121,7 +122,8 @@ class Daemon:
         for ward in (*self.wards.values(), *self.leaving):
             self._reap(ward, now)
         self.leaving = [ward for ward in self.leaving if ward.workers]
-        for ward in self.wards.values():
+        for uuid, ward in self.wards.items():
+            ward.keeper.moved(moved_at(uuid), now)
             ward.keeper.sampled(ward.standing.writes(), now)
             if ward.keeper.cancels(now):
                 ward.workers["actor"][1].signal(signal.SIGTERM)

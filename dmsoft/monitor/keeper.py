@@ -46,6 +46,8 @@ LONGEST_BACKOFF: Final = 900.0
 UNTRACKED_SECONDS: Final = 3600.0
 LOOK_SECONDS: Final = 60.0
 ACT_SECONDS: Final = 120.0
+# A large cache that is drained, or a disk that flushes, shows no progress meanwhile.
+STILL_SECONDS: Final = 600.0
 TICK_SECONDS: Final = 10.0
 
 # Errors that another command, udev or we ourselves are the reason of.
@@ -74,6 +76,8 @@ class Keeper:
     _mend_at: float = NEVER
     _mended_at: float = -NEVER
     _began: dict[str, float] = field(default_factory=dict)
+    _shown: int | None = None
+    _moved_at: float = -NEVER
     _cancelling: bool = False
     _untracked: bool = False
     _alarms: Alarms = field(init=False)
@@ -95,6 +99,14 @@ class Keeper:
         if writes is None or writes != self._pulsed_writes:  # else nothing can have gone wrong with the record
             self._pulse_at = min(self._pulse_at, self._pulsed_at + TICK_SECONDS)
         self._watch(now)
+
+    def moved(self, shown: int | None, now: float) -> None:
+        """Where the run at work is, by anything that changes as long as it goes on."""
+        if shown == self._shown:
+            return
+        self._shown, self._moved_at = shown, now
+        if self.actor is not None and self.actor.kind == "catch-up":
+            self._alarms.note("actor", None)
 
     def plugged(self, now: float) -> None:
         """Something was plugged in or out that may be ours."""
@@ -346,11 +358,14 @@ class Keeper:
 
     def _watch(self, now: float) -> None:
         """Workers that take longer than they should are told of; nobody waits for them."""
-        for slot, action, limit in (("looker", self.looker, LOOK_SECONDS), ("actor", self.actor, ACT_SECONDS)):
-            if action is None or action.kind == "catch-up" or slot in self._alarms.own:
+        for slot, action, most in (("looker", self.looker, LOOK_SECONDS), ("actor", self.actor, ACT_SECONDS)):
+            if action is None or slot in self._alarms.own:
                 continue
-            if now - self._began.get(action.kind, now) > limit:
-                what = f"A {action.kind} at {self.name} has no end after {format_duration(limit)}"
+            began, copies = self._began.get(action.kind, now), action.kind == "catch-up"
+            since, limit = (max(began, self._moved_at), STILL_SECONDS) if copies else (began, most)
+            if now - since > limit:
+                how = "has stood still for" if copies else "has no end after"
+                what = f"A {action.kind} at {self.name} {how} {format_duration(limit)}"
                 alert = Alert("not-answering", f"{what}: a disk or the kernel does not answer.")
                 self._alarms.note(slot, alert)
         for care in self.cares.values():

@@ -95,8 +95,9 @@ _ALERTS = {
         " tries again. `dmsoft start NAME` does the same for the tracking, `dmsoft resync NAME` for a secondary."
     ),
     "not-answering": (
-        "A look at a mirror or a change to it has no end.\n\nA disk, or the kernel, keeps the daemon's process that is"
-        " at it. Other mirrors go on. See `journalctl -k` for the disk, and unplug it if it is a secondary."
+        "A look at a mirror, a change to it or a catch-up does not come to its end.\n\nA disk, or the kernel, keeps the"
+        " daemon's process that is at it; a catch-up has stood still for ten minutes. The primary and other mirrors go"
+        " on. See `journalctl -k` for the disk, and unplug it if it is a secondary."
     ),
 }  # fmt: skip
 

@@ -325,6 +325,28 @@ def test_a_worker_without_an_end_is_told_of_and_not_repeated() -> None:
     assert world.events("alert-cleared") == ["not-answering"]
 
 
+def test_a_catch_up_that_stands_still_is_told_of_and_one_that_takes_long_is_not() -> None:
+    world = World(secondary())
+    world.writes += 1
+    assert world.until(INTERVAL) == Action("catch-up", ("one",))
+    for shown in range(20):
+        world.keeper.moved(shown, world.now)
+        world.now += keepers.STILL_SECONDS / 2
+        world.settle()
+    assert "not-answering" not in world.events("alert-raised")
+    world.now += keepers.STILL_SECONDS / 2 + 1
+    world.settle()
+    assert world.events("alert-raised").count("not-answering") == 1
+    world.keeper.moved(99, world.now)
+    world.settle()
+    assert world.events("alert-cleared").count("not-answering") == 1
+    world.now += keepers.STILL_SECONDS + 1
+    world.settle()
+    world.catch_up("one")
+    assert world.events("alert-raised").count("not-answering") == 2
+    assert world.events("alert-cleared").count("not-answering") == 2
+
+
 def test_alerts_are_told_once_whatever_their_figures() -> None:
     world = World(secondary(state="stale", lag=1.0))
     for lag in (400, 500, 600):
