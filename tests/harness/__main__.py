@@ -14,6 +14,8 @@ from tests.harness import kernels, vm
 from tests.harness.errors import HarnessError
 from tests.harness.qemu import CHECKOUT
 
+_LAST_LINES = 30
+
 
 def main(argv: list[str]) -> int:
     """Exit status: COMMAND's; 122 kernel panic, 123 guest reset, 124 timeout, 125 no VM, 128 + N ended by signal N."""
@@ -37,7 +39,10 @@ def main(argv: list[str]) -> int:
     except HarnessError as error:
         print(f"dev vm: {error}", file=sys.stderr)
         return vm.Outcome.FAILED.value
-    if result.outcome is not vm.Outcome.EXITED:
+    # Whoever was killed inside cannot say why; the guest's kernel can, if it ran out of memory.
+    if result.outcome is not vm.Outcome.EXITED or result.status == 128 + signal.SIGKILL:
+        for line in result.console.splitlines()[-_LAST_LINES:]:
+            print(f"dev vm: {line}", file=sys.stderr)
         print(f"dev vm: {result.message} ({_keep(result.console)})", file=sys.stderr)
     return result.status
 
