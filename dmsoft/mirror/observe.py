@@ -301,7 +301,8 @@ class _Observer:
         placed, left = running.assembly.secondaries.get(label), None
         if placed is not None:
             payload = placed.payload
-            left = record_of(node_path(placed.number), running.assembly.key)
+            with contextlib.suppress(NotFoundError):  # it was unplugged just now
+                left = record_of(node_path(placed.number), running.assembly.key)
             decision = decide(running.payload, record, payload, current)
             sync = payload.sync
             state, reason = self._present(record, payload, decision)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Mutated headers of every role, through all that reads a disk which was plugged in: none is believed, and what a
-person is shown of one has nothing in it that his terminal would obey."""
+"""Mutated headers of every role, through all that reads a disk which was plugged in: none is believed, what a person is
+shown of one has nothing in it that his terminal would obey, and a mirror beside it is seen as it was without it."""
 
 import contextlib
 import io
@@ -8,13 +8,18 @@ import os
 import random
 from unittest import mock
 
+import msgspec
+
 from dmsoft.errors import DmsoftError
 from dmsoft.hotplug import probe
 from dmsoft.inventory.sysfs import BlockDevice
 from dmsoft.member import examination, header
 from dmsoft.member.header import HEADER_BYTES
+from dmsoft.member.header import read as read_header
 from dmsoft.member.payload import AnyPayload, Identity
+from dmsoft.mirror import locate, observe
 from dmsoft.mirror.arrival import Sight, genuine
+from dmsoft.mirror.observe import MirrorView
 from dmsoft.report import examine
 from tests import mirror_model
 from tests.fuzz.tally import Tally
@@ -22,6 +27,8 @@ from tests.header_model import KEY, ModelDisk
 from tests.mutations import mutated
 
 _SHOWN = 0.1
+_BESIDE = 0.1
+_MAJOR = 4095  # of no device
 IDENTITY = Identity(mirror_model.SIZE, ("usb-Stick_0815", "wwn-0x5000"))
 _DEVICE = BlockDevice("sdx", "/dev/sdx", 8, 400, mirror_model.SIZE, "disk")
 
@@ -46,6 +53,8 @@ def fuzz(count: int, seed: int) -> Tally:
     """Try ``count`` headers. Raises `AssertionError` at the first that is believed."""
     chance, tally, good = random.Random(seed), Tally(), good_regions()
     assert all(judged(region, identity) == "believed" for region, identity in good)
+    alone = beside(good, None)
+    assert alone.primary is not None and len(alone.secondaries) == 1
     fd = os.memfd_create("disk")
     try:
         for _ in range(count):
@@ -59,6 +68,8 @@ def fuzz(count: int, seed: int) -> Tally:
                 assert end != "believed"
                 if chance.random() < _SHOWN:
                     show(bad)
+                if chance.random() < _BESIDE:
+                    assert beside(good, bad) == alone
             tally.ends[end] += 1
     finally:
         os.close(fd)
@@ -98,3 +109,32 @@ def show(region: bytes) -> None:
     shown = out.getvalue()
     assert all(char.isprintable() or char == "\n" for char in shown), repr(shown)
     assert "fake: yes" not in [line.strip() for line in shown.splitlines()], shown
+
+
+def beside(good: list[tuple[bytes, Identity]], bad: bytes | None) -> MirrorView:
+    """What `status` says of the mirror of the ``good`` headers, but for alerts, beside a disk with the ``bad`` one."""
+    found = [*good, *([] if bad is None else [(bad, Identity(mirror_model.SIZE, ("usb-Evil_1",)))])]
+    disks = {f"/dev/sd{letter}": each for letter, each in zip("abcdefgh", found, strict=False)}
+    devices = [
+        BlockDevice(path[5:], path, _MAJOR, number, identity.size_bytes, "disk")
+        for number, (path, (_, identity)) in enumerate(disks.items())
+    ]
+
+    def identity_of(device: BlockDevice) -> Identity:
+        return disks[device.path][1]
+
+    with (
+        mock.patch.object(locate.header, "read", lambda path, key: read_header(ModelDisk(disks[path][0]), key=key)),
+        mock.patch.object(locate.keys, "load", lambda uuid: KEY if uuid == mirror_model.MIRROR else None),
+        mock.patch.object(locate, "identity_of", identity_of),
+        mock.patch.object(locate, "identify", lambda path: disks[path][1]),
+        mock.patch.object(locate.registry, "entries", list),
+        mock.patch.object(observe, "devices", lambda _: []),
+        mock.patch.object(observe, "is_active", lambda _: False),
+        mock.patch.object(observe, "doubt_of", lambda _: None),
+        mock.patch.object(observe, "at_work", lambda _: None),
+    ):
+        seen = locate.census(devices)
+        known = observe._known(seen)
+        views = {name: observe.view_of(name, uuid, seen, None) for name, uuid in known.items()}
+    return msgspec.structs.replace(views["m"], alerts=())
