@@ -284,6 +284,24 @@ def test_a_resync_under_load(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
+def test_writes_that_outrun_the_copy(rig: Rig) -> None:
+    """It says so and ends, and promises no more than it has; nobody was held up for it, and the next one goes on."""
+    rig.create("--block-size", "64K", primary=rig.cut("p0", 24 * MIB), one=rig.cut("s0", 24 * MIB))
+    with rig.writing(pause_ms=0) as writer:
+        ran = dmsoft("resync", NAME, "--rate", "8M", "--max-stall", "1ms", "--json")
+        rig.superset("one")
+    assert not ran.json["converged"] and "writes outrun the copy" in ran.out + ran.err, ran
+    assert ran.json["passes"] > 2 and ran.json["stall_ms"] < 5000
+    assert rig.secondary_header("one").sync.consistent_as_of is None
+    assert writer.count > 50
+    rig.superset("one")
+    again = rig.resync()
+    assert (again["kind"], again["converged"]) == ("incremental", True)
+    assert again["bytes_copied"] < 24 * MIB
+    rig.equal()
+
+
 def test_a_mounted_file_system_is_copied_as_if_it_were_unmounted(rig: Rig, tmp_path: Path) -> None:
     """The final barrier freezes it: what the secondary then holds needs no recovery of a journal."""
     rig.create(one=rig.disks["s0"])
