@@ -34,8 +34,9 @@ from dmsoft.units import format_size
 @interval_option
 @expect_option
 @click.option(
-    "--block-size", type=SizeType(), default=None, metavar="SIZE", help="Unit of tracking and copying. [default: 1M]"
-)
+    "--block-size", type=SizeType(), default=None, metavar="SIZE",
+    help="Unit of tracking and copying. [default: 1M, more on disks above 16T]",
+)  # fmt: skip
 @click.option("--metadata", metavar="DEV", help="Keep the era metadata on this (fast) device instead of the primary.")
 @journal_option
 @allow_discards_option
@@ -53,12 +54,11 @@ def create(
     What is on the devices is lost. Nothing is copied: the secondaries begin stale, and `dmsoft resync NAME` makes
     their first copy.
     """
-    from dmsoft.mirror.create import DEFAULT_BLOCK_BYTES, MirrorSpec
+    from dmsoft.mirror.create import MirrorSpec
     from dmsoft.mirror.create import create as make
 
     specs = secondaries(words, vias, mode, interval, journal_size, expects)
-    block_bytes = DEFAULT_BLOCK_BYTES if block_size is None else block_size
-    spec = MirrorSpec(name, primary, specs, mode, interval, block_bytes, metadata, force)
+    spec = MirrorSpec(name, primary, specs, mode, interval, block_size, metadata, force)
     if not dry_run:
         make(spec, dry_run=True)
         devices = [primary, *(each.device for each in specs), *(each.cache for each in specs if each.cache)]

@@ -36,9 +36,11 @@ SLOT_BYTES: Final = 256 * KIB
 MAX_RAID_REGIONS: Final = 1 << 20
 """md writes 4096 + 256 bytes and a bit for each region; this many take 132.25 KiB of a slot."""
 
+MAX_BLOCK_BYTES: Final = 2 * GIB
 MAX_METADATA_BYTES: Final = MAX_METADATA_BLOCKS * BLOCK_BYTES
 """What the kernel's metadata space map can address; more is not used."""
 
+_USUAL_BLOCKS: Final = 1 << 24
 _MIN_JOURNAL: Final = 1 * MIB
 _MAX_JOURNAL: Final = 1 * GIB
 _SMALL_DISK: Final = 256 * MIB
@@ -59,7 +61,7 @@ class TooSmallError(RefusedError):
 class TooManyBlocksError(RefusedError):
     """The disk has more blocks of that size than can be tracked.
 
-    Choose a larger --block-size; the message says how large. 1M suits every disk that is sold.
+    Choose a larger --block-size; the message says how large. Without --block-size one is chosen that fits.
     """
 
     code = "too-many-blocks"
@@ -68,6 +70,17 @@ class TooManyBlocksError(RefusedError):
 def nr_blocks(data_bytes: int, block_bytes: int) -> int:
     """The era blocks of a data region; the last may be a partial one."""
     return -(-data_bytes // block_bytes)
+
+
+def default_block_bytes(size_bytes: int) -> int:
+    """1 MiB, and on disks above 16 TiB as many times as much, by powers of two, as keeps them within 2^24 blocks.
+
+    What each barrier writes while everybody waits, and what every look at the record reads, grows with the blocks.
+    """
+    block_bytes = MIB
+    while nr_blocks(size_bytes, block_bytes) > _USUAL_BLOCKS and block_bytes < MAX_BLOCK_BYTES:
+        block_bytes *= 2
+    return block_bytes
 
 
 def default_journal_bytes(size_bytes: int) -> int:

@@ -40,9 +40,10 @@ from dmsoft.mirror.plan import Placed, Wanted, base, check_coupled, leg, likely_
 from dmsoft.mirror.running import Running
 from dmsoft.mirror.start import inner_nodes, started
 from dmsoft.mirror.times import now
-from dmsoft.units import GIB, MIB, format_size
+from dmsoft.units import format_size
 
-DEFAULT_BLOCK_BYTES = MIB
+DEFAULT_BLOCK_BYTES = regions.default_block_bytes(0)
+"""Of all but very large disks."""
 DEFAULT_INTERVAL = 300.0
 
 
@@ -63,14 +64,14 @@ class SecondarySpec:
 
 @dataclass(frozen=True, slots=True)
 class MirrorSpec:
-    """A mirror as asked for; sizes in bytes, ``interval`` in seconds."""
+    """A mirror as asked for; sizes in bytes, ``interval`` in seconds; ``block_bytes`` None takes the default."""
 
     name: str
     primary: str
     secondaries: tuple[SecondarySpec, ...]
     mode: Mode = "periodic"
     interval: float = DEFAULT_INTERVAL
-    block_bytes: int = DEFAULT_BLOCK_BYTES
+    block_bytes: int | None = None
     metadata: str | None = None
     force: bool = False
 
@@ -96,7 +97,8 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
     """
     check_name(spec.name)
     _check_labels([each.label for each in spec.secondaries])
-    _check_block_size(spec.block_bytes)
+    if spec.block_bytes is not None:
+        _check_block_size(spec.block_bytes)
     _check_interval(spec.interval)
     everything = [spec.primary, *([spec.metadata] if spec.metadata else []), *devices_of(spec.secondaries)]
     distinct(everything)
@@ -144,7 +146,7 @@ def _check_labels(labels: Sequence[str]) -> None:
 
 
 def _check_block_size(size_bytes: int) -> None:
-    if size_bytes % 4096 or not 4096 <= size_bytes <= 2 * GIB:
+    if size_bytes % 4096 or not 4096 <= size_bytes <= regions.MAX_BLOCK_BYTES:
         raise UsageError(
             f"Blocks of {format_size(size_bytes)} cannot be tracked.",
             hint="Choose a multiple of 4 KiB, from 4K to 2G; 1M suits most disks.",
@@ -198,16 +200,17 @@ def _key(mirror_uuid: str, undo: contextlib.ExitStack) -> bytes:
 def _headers(spec: MirrorSpec, mirror_uuid: str, opened: Mapping[str, GatedDevice]) -> dict[str, AnyPayload]:
     """The header of every device by its path, the primary's first."""
     disk = opened[spec.primary]
-    layout = regions.primary_layout(disk.size_bytes, spec.block_bytes, separate_metadata=spec.metadata is not None)
+    block_bytes = spec.block_bytes or regions.default_block_bytes(disk.size_bytes)
+    layout = regions.primary_layout(disk.size_bytes, block_bytes, separate_metadata=spec.metadata is not None)
     primary = Primary(
         mirror_uuid=mirror_uuid, mirror_name=spec.name, member_uuid=new_uuid(), identity=disk.identity,
-        regions=layout, created=now(), mode=spec.mode, interval_seconds=spec.interval, block_bytes=spec.block_bytes,
+        regions=layout, created=now(), mode=spec.mode, interval_seconds=spec.interval, block_bytes=block_bytes,
         tracker=Tracker(id=new_uuid()), generation=(new_uuid(),),
     )  # fmt: skip
     rest: dict[str, AnyPayload] = {}
     if spec.metadata is not None:
         where = opened[spec.metadata]
-        blocks = regions.nr_blocks(layout["data"].length, spec.block_bytes)
+        blocks = regions.nr_blocks(layout["data"].length, block_bytes)
         record = MetadataRecord(new_uuid(), where.identity)
         primary = primary.replace(metadata=record)
         rest[spec.metadata] = Metadata(

@@ -64,6 +64,24 @@ def possible(size: int, block: int) -> bool:
     return True
 
 
+@given(sizes)
+def test_without_a_block_size_no_disk_has_too_many_blocks(size: int) -> None:
+    block = regions.default_block_bytes(size)
+    blocks = regions.nr_blocks(size, block)
+    assert possible(size, block)
+    # What a barrier writes, and what is read to tell what is stale, are MiB and not GiB.
+    assert blocks <= 1 << 24 or block == regions.MAX_BLOCK_BYTES
+    assert block == MIB or regions.nr_blocks(size, block // 2) > 1 << 24
+
+
+@pytest.mark.parametrize(
+    ("size", "block"),
+    [(16 * MIB, MIB), (TIB, MIB), (16 * TIB, MIB), (16 * TIB + 1, 2 * MIB), (256 * TIB, 16 * MIB)],
+)
+def test_default_block_sizes(size: int, block: int) -> None:
+    assert regions.default_block_bytes(size) == block
+
+
 @given(sizes, block_sizes, st.booleans())
 def test_a_primary_of_any_size(size: int, block: int, separate: bool) -> None:
     assume(possible(size, block))
