@@ -54,11 +54,18 @@ def random_model(rng: random.Random, *, max_blocks: int = 9000, snapshot: bool =
     noise = np.random.default_rng(rng.getrandbits(64))
     nr = rng.choice([1, 63, 64, 65, 1017, 1018, 1019, 8 * 1018, rng.randint(1, max_blocks)])
     current_era = rng.randint(1, 40)
-    eras = noise.integers(0, current_era, nr, np.uint32, endpoint=True)
+    # The eras that wait are the last ones, and the eldest of them may be digested in part.
+    waiting = rng.randint(0, min(5, current_era - 1))
+    writesets = {current_era - age: random_bits(rng, noise, nr) for age in range(waiting, 0, -1)}
+    eldest = current_era - waiting
+    eras = noise.integers(0, eldest, nr, np.uint32)
     eras[noise.random(nr) < rng.random()] = 0
-    numbers = rng.sample(range(1, current_era + 1), rng.randint(0, min(5, current_era)))
-    writesets = {number: random_bits(rng, noise, nr) for number in sorted(numbers) if number != current_era}
+    if waiting:
+        length = min(len(writesets[eldest]), rng.randint(0, nr))
+        eras[:length][writesets[eldest][:length]] = eldest
     current = random_bits(rng, noise, nr) if rng.random() < 0.7 else None
+    if current is None and rng.random() < 0.5:
+        writesets[current_era] = random_bits(rng, noise, nr)  # suspended
     copy = random_model(rng, max_blocks=max_blocks, snapshot=False) if snapshot and rng.random() < 0.5 else None
     return EraModel(eras, current_era, writesets, current, copy)
 

@@ -18,6 +18,11 @@ overwritten while the next is built:
   whether it is still the same pass. In the current writeset it could, by four commits within one reading; so marks
   of the era that is still being written are proved only when metadata lies still. They belong to the next pass of a
   resync anyhow, whose last one reads suspended metadata.
+
+The array, by far the largest part, is read only if it has something to say. The kernel digests the eldest writeset
+first. So while that of the era asked for waits, no later one was begun with, and what was digested of it so far is in
+it still. The last pass of a resync asks for an era that ended this moment: what it reads while everybody waits is one
+writeset, however large the disk.
 """
 
 import struct
@@ -80,7 +85,8 @@ class Walk:
         """The set. Raises `EraMetadataError`, `EraBusyError`, `DeviceError`."""
         for era in self._patience(_TRIES).keep_trying(self._wanted):
             self._read_writeset(era)
-        self._read_eras()
+        if self._patience(_TRIES).keep_trying(self._is_digested):
+            self._read_eras()
         last = self._reload()
         if self._newest > last.current_era:
             raise EraMetadataError(
@@ -127,6 +133,14 @@ class Walk:
         if first.current_writeset.root and first.current_era >= self._since:
             eras.add(first.current_era)
         return sorted(eras)
+
+    def _is_digested(self) -> bool:
+        """Whether digestion may have come as far as the era asked for: asked after all writesets were read, so that
+        one that went meanwhile is in the array."""
+        now = self._reload()
+        if self._since > now.current_era or (self._since == now.current_era and now.current_writeset.root):
+            return False
+        return self._since not in self._writesets(now, self._since, self._since)
 
     def _read_writeset(self, era: int) -> None:
         """Take over the bits of ``era``, wherever they are by now; nothing to do once it is digested."""

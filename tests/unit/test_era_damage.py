@@ -86,6 +86,17 @@ def test_every_reachable_block_is_checked(tmp_path: Path) -> None:
         assert reader.written_since(1).blocks.count()
 
 
+def test_what_was_not_digested_is_read_without_the_array(tmp_path: Path) -> None:
+    """It is what a disk of any size has to read while its writers wait."""
+    writer, path = image(), tmp_path / "metadata"
+    whole = [read(path, writer, era) for era in (4, 8, CURRENT_ERA, CURRENT_ERA + 1)]
+    writer.image[Roots(writer).array] = 0
+    assert [read(path, writer, era) for era in (4, 8, CURRENT_ERA, CURRENT_ERA + 1)] == whole
+    for era in (1, 3, 6):  # digested
+        with pytest.raises(EraMetadataError):
+            read(path, writer, era)
+
+
 def test_swapped_blocks(tmp_path: Path) -> None:
     writer = image()
     first, second = Roots(writer).blocks[:2]
