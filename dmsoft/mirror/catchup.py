@@ -57,7 +57,8 @@ _LARGE_BYTES = 128 * MIB
 @dataclass(slots=True)
 class Run:
     """One run over the ``jobs``, which are open and decided. ``max_stall`` is how long the copying inside the final
-    barrier may take, in seconds; ``direct``: no journal is used; ``throttle`` paces the passes, None: it does not."""
+    barrier may take, in seconds; ``direct``: no journal is used; ``throttle`` paces the passes, None: it does not;
+    ``opened_in``: the era, or an earlier one, in which it was read what the jobs owe, None while nothing is tracked."""
 
     running: Running
     jobs: list[Job]
@@ -70,6 +71,7 @@ class Run:
     spares: Spares
     direct: bool = False
     throttle: Throttle | None = None
+    opened_in: int | None = None
     passes: int = 0
     stalls: list[float] = field(default_factory=list)
     rate: float = _FIRST_RATE
@@ -168,18 +170,23 @@ class Run:
         return superblock.current_era + 1
 
     def owe(self, since: int | None) -> None:
-        """Read anew what each job owes: what was written since an era, None: since what its disk held at first."""
+        """Read anew what each job owes: what was written since an era; None: also what it owed when it was opened.
+
+        What was written since S is not read again for that, as it may take long, and everybody may be waiting: of an
+        era that had ended by then nothing comes after.
+        """
+        era = self.opened_in if since is None else since
+        if era is None:
+            raise RuntimeError("nothing is tracked")
+        written = self.reader.written_since(era).blocks
         for job in self.alive:
-            if since is None:
-                job.owed = job.decision.owed(lambda era: self.reader.written_since(era).blocks, job.owed.nr_blocks)
-            else:
-                job.owed = self.reader.written_since(since).blocks
+            job.owed = job.owed | written if since is None else written
             job.stale |= job.owed
 
     def _pre_copy(self, since: int | None = None) -> int:
         """Passes until the rest fits the final barrier; returns the era since which the rest was written.
 
-        ``since`` is what an earlier one returned, None the first time: each job begins with its own S then.
+        ``since`` is what an earlier one returned, None the first time: each job begins with what it owes then.
         """
         era = self._roll()
         self.owe(since)

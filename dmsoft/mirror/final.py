@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Final:
-    """One final barrier of ``run`` for what was written since era ``since`` (None: since each job's own S)."""
+    """One final barrier of ``run`` for what was written since era ``since`` (None: for what each job owes)."""
 
     def __init__(self, run: "Run", since: int | None) -> None:
         self._run, self._since = run, since

@@ -121,14 +121,15 @@ def resynced(
                 attach.detach(running, coupled, guard)
             if untracked.mend(running, guard) is not None:
                 records = [running.payload.member(record.label) or record for record in records]
-        jobs, unopened = _open(running, records, wanted, stack)
+        era = running.current_era()
+        jobs, unopened = _open(running, records, era, wanted, stack)
         attached = _to_be_proved(running, records, jobs, wanted)
         plans = [proof.plan(j) if j.label in attached else _planned(running, j, direct=wanted.direct) for j in jobs]
         if plans or not proven.jobs:
             progress.planned(plans, sum(j.bytes_stale for j in jobs))
         run = None
         if jobs and guard is not None:
-            run = _run(running, jobs, guard, progress, cancelled, wanted, stack)
+            run = _run(running, jobs, era, guard, progress, cancelled, wanted, stack)
         return _outcome(proven, jobs, plans, errors | unopened, run, time.monotonic() - start)
 
 
@@ -213,12 +214,11 @@ def _with_coupled(running: Running, records: list[MemberRecord]) -> list[MemberR
 
 
 def _open(
-    running: Running, records: list[MemberRecord], wanted: Request, stack: contextlib.ExitStack
+    running: Running, records: list[MemberRecord], era: int | None, wanted: Request, stack: contextlib.ExitStack
 ) -> tuple[list[Job], dict[str, DmsoftError]]:
     """Open every job; a secondary that cannot take part is left out, or raised if it was asked for alone."""
     jobs: list[Job] = []
     errors: dict[str, DmsoftError] = {}
-    era = running.current_era()
     for record in records:
         try:
             if not wanted.dry_run:
@@ -269,7 +269,7 @@ def _planned(running: Running, each: Job, *, direct: bool) -> Planned:
 
 
 def _run(
-    running: Running, jobs: list[Job], guard: Guard, progress: Progress, cancelled: threading.Event,
+    running: Running, jobs: list[Job], era: int | None, guard: Guard, progress: Progress, cancelled: threading.Event,
     wanted: Request, stack: contextlib.ExitStack,
 ) -> Run:  # fmt: skip
     stack.enter_context(running.writing())
@@ -284,10 +284,10 @@ def _run(
     rates = [record.rate for each in jobs if (record := running.payload.member(each.label)) and record.rate]
     notes.pending(running, jobs)
     reader = stack.enter_context(running.era_reader())
-    spares = Spares(running, running.current_era(), lambda era: reader.written_since(era).blocks)
+    spares = Spares(running, era, lambda era: reader.written_since(era).blocks)
     run = Run(
         running, jobs, guard, reader, source, progress, cancelled, wanted.max_stall, stack.enter_context(spares),
-        wanted.direct, throttle,
+        wanted.direct, throttle, era,
     )  # fmt: skip
     if rates:
         run.rate = float(min(rates))

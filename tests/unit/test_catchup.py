@@ -115,7 +115,9 @@ class Machine:
     def run(self, *, direct: bool = False, stall: float = 0.0) -> Run:
         """A whole resync; raises what kills it."""
         self.cancelled.clear()
+        era = self.era
         job = self.open(direct=direct)
+        self.load()
         believed = job.decision.kind == "incremental"
         confirmed = job.payload.sync.token if believed else self.record.token_confirmed
         self.record = self.record.replace(token_pending=job.token, token_confirmed=confirmed)
@@ -127,7 +129,7 @@ class Machine:
         spares = SimpleNamespace(read=lambda _offset, _view: False)
         run = Run(
             cast(Any, running), [job], cast(Any, None), cast(Any, self), Side(self.primary.fd, 0), progress,
-            self.cancelled, stall, cast(Any, spares), direct,
+            self.cancelled, stall, cast(Any, spares), direct, None, era,
         )  # fmt: skip
         run.run()
         if job.error is not None:
