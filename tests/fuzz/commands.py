@@ -53,19 +53,26 @@ def fuzz(count: int, seed: int) -> Tally:
     return tally
 
 
-def command_line(chance: random.Random, words: tuple[str, ...], share: float = 0.7) -> list[str]:
-    """A verb with some of its arguments and options; that share of their values is odd, the others are of ``words``."""
+def command_line(
+    chance: random.Random,
+    words: tuple[str, ...],
+    share: float = 0.7,
+    meant: Mapping[str, tuple[str, ...]] | None = None,
+) -> list[str]:
+    """A verb with some of its arguments and options; that share of their values is odd, the others are what is
+    ``meant`` by the parameter's name, or any of ``words``."""
     verb = chance.choice(VERBS)
     command = dmsoft.get_command(click.Context(dmsoft), verb)
     assert command is not None
     line: list[str] = []
     for parameter in command.params:
+        good = (meant or {}).get(parameter.name or "", words)
         if isinstance(parameter, click.Argument):
-            line += [odd.word(words, chance, share) for _ in range(chance.choice([1, 1, 1, 1, 0, 2]))]
+            line += [odd.word(good, chance, share) for _ in range(chance.choice([1, 1, 1, 1, 0, 2]))]
         elif isinstance(parameter, click.Option) and chance.random() < (0.9 if parameter.required else 0.25):
             line.append(chance.choice(parameter.opts))
             if not parameter.is_flag:
-                kinds = tuple(parameter.type.choices) if isinstance(parameter.type, click.Choice) else words
+                kinds = tuple(parameter.type.choices) if isinstance(parameter.type, click.Choice) else good
                 line.append(odd.word(tuple(map(str, kinds)), chance, share))
     if chance.random() < share / 2:
         line.insert(chance.randrange(len(line) + 1), chance.choice(odd.WORDS))
