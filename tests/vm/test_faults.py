@@ -43,7 +43,7 @@ def clock() -> Iterator[None]:
 def filled(folder: Path, options: str) -> None:
     """A file system of its own on that folder, with no room left."""
     folder.mkdir(parents=True, exist_ok=True)
-    sh("mount", "-t", "tmpfs", "-o", options, "full", folder)
+    sh("mount", "-t", "tmpfs", "-o", f"mode=755,{options}", "full", folder)
     with (folder / "ballast").open("wb") as file:
         while True:
             try:
@@ -65,6 +65,8 @@ def test_full_folders(small: Rig) -> None:
     small.write(4)
     sh("umount", RUN_DIR)
     sh("mount", "-t", "tmpfs", "-o", "nr_inodes=1", "full", RUN_DIR)
+    assert "no folder that only root may write" in refused(6, "resync", NAME)
+    sh("mount", "-o", "remount,mode=755", RUN_DIR)
     assert "cannot be made" in refused(6, "resync", NAME)
     write(small.top, 5 * MIB, small.random(MIB))
     sh("umount", RUN_DIR)
