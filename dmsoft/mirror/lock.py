@@ -124,7 +124,7 @@ def open_lock(path: Path) -> int:
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
             raise DeviceError(
                 f"{RUN_DIR} is no folder that only root may write, so a lock in it could be anybody's.",
-                hint=f"Nothing was done. Find out who made it, and remove it: rm -r {RUN_DIR}",
+                hint=f"Nothing was done. Find out who made {RUN_DIR}, and remove it.",
             )
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as err:
