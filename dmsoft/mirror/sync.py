@@ -281,6 +281,8 @@ def _run(
         run.compare_untracked()
         notes.untracked(running, jobs)
         return run
+    if era is None:
+        running.require_tracking()  # which says that it has failed meanwhile
     rates = [record.rate for each in jobs if (record := running.payload.member(each.label)) and record.rate]
     notes.pending(running, jobs)
     reader = stack.enter_context(running.era_reader())
