@@ -5,6 +5,7 @@ One thread serves all disks, one request after another, so that the order of req
 protocol: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md
 """
 
+import contextlib
 import selectors
 import socket
 import struct
@@ -70,6 +71,13 @@ class Server:
             if isinstance(key.fileobj, socket.socket):
                 key.fileobj.close()
         self._selector.close()
+
+    def cut(self) -> None:
+        """End every connection, also one whose request is not answered yet."""
+        for key in list(self._selector.get_map().values()):
+            if isinstance(key.fileobj, socket.socket) and key.fileobj is not self._listener:
+                with contextlib.suppress(OSError):
+                    key.fileobj.shutdown(socket.SHUT_RDWR)
 
     def _serve(self) -> None:
         try:
