@@ -314,14 +314,15 @@ class Rig:
 
 def _compare(one: int, two: int, first: int, second: int, length: int, block_bytes: int) -> Blocks:
     found: Blocks = set()
+    step = min(block_bytes, _CHUNK)
+    chunk = _CHUNK // step * step  # so that no piece lies in two blocks
     with mmap.mmap(-1, _CHUNK) as ours, mmap.mmap(-1, _CHUNK) as theirs:
-        for offset in range(0, length, _CHUNK):
-            size = min(_CHUNK, length - offset)
+        for offset in range(0, length, chunk):
+            size = min(chunk, length - offset)
             for fd, at, buffer in ((one, first, ours), (two, second, theirs)):
                 with memoryview(buffer) as view, view[:size] as part:
                     assert os.preadv(fd, [part], at + offset) == size
             if ours[:size] != theirs[:size]:
-                step = min(block_bytes, _CHUNK)
                 found |= {
                     (offset + at) // block_bytes
                     for at in range(0, size, step)
