@@ -5,34 +5,17 @@ Without a NAME all of them, one after the other. A run stops at the first wrong 
 """
 
 import argparse
-import faulthandler
+import multiprocessing
 import random
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
-from tests.fuzz import commands, era, files, headers, journals, texts
+from tests.fuzz.part import FUZZERS, part
 from tests.fuzz.tally import Tally
 
-# Each takes a number of tries and a seed, and raises `AssertionError` at the first wrong answer.
-FUZZERS: dict[str, Callable[[int, int], Tally]] = {
-    "headers": headers.fuzz,
-    "journals": journals.fuzz,
-    "era": era.fuzz,
-    "files": files.fuzz,
-    "texts": texts.fuzz,
-    "commands": commands.fuzz,
-}
 _PART = 20_000
-# Whoever waits for ever uses no processor: a part that takes this long is ended, and `faulthandler` says where it was.
-_HANG_SECONDS = 3600
-
-
-def _part(name: str, count: int, seed: int) -> Tally:
-    faulthandler.dump_traceback_later(_HANG_SECONDS, exit=True, file=sys.__stderr__)
-    return FUZZERS[name](count, seed)
 
 
 def main(argv: list[str]) -> int:
@@ -43,12 +26,13 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--jobs", type=int, default=1, help="processes (default %(default)s)")
     options = parser.parse_args(argv)
     print(f"seed {options.seed}", flush=True)
-    part = min(_PART, options.count)
-    seeds = range(options.seed, options.seed + -(-options.count // part))
-    with ProcessPoolExecutor(options.jobs) as pool:
+    count = min(_PART, options.count)
+    seeds = range(options.seed, options.seed + -(-options.count // count))
+    # Not by a fork: whoever watches a test for a hang has a thread and a lock, and a child would have the lock alone.
+    with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool:
         for name in options.names or FUZZERS:
             total, begin = Tally(), time.monotonic()
-            for number, tally in enumerate(pool.map(partial(_part, name, part), seeds), 1):
+            for number, tally in enumerate(pool.map(partial(part, name, count), seeds), 1):
                 total.add(tally)
                 if number % 5 == 0 or number == len(seeds):
                     print(f"{name}, {time.monotonic() - begin:.0f} s: {total}", flush=True)
