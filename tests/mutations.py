@@ -53,17 +53,22 @@ def _lengths(block: bytearray, data: bytes, chance: random.Random) -> tuple[byte
     return block, data.ljust(min(length, MAX_PAYLOAD_BYTES), b" ")[: min(length, MAX_PAYLOAD_BYTES)]
 
 
-def _values(block: bytearray, data: bytes, chance: random.Random) -> tuple[bytearray, bytes]:
-    """Any value, anywhere in it, is replaced."""
-    payload = json.loads(data)
-    place: Any = payload
+def anywhere(found: Any, chance: random.Random) -> tuple[Any, Any]:
+    """A dict or list, not empty, in what a JSON text says (which is one itself), and one of its keys."""
+    place = found
     while True:
         key = chance.choice(list(place) if isinstance(place, dict) else list(range(len(place))))
         inner = place[key]
         if not isinstance(inner, dict | list) or not inner or chance.random() < 0.3:
-            break
+            return place, key
         place = inner
-    place[key] = chance.choice([odd for odd in _ODD if odd != inner])
+
+
+def _values(block: bytearray, data: bytes, chance: random.Random) -> tuple[bytearray, bytes]:
+    """Any value, anywhere in it, is replaced."""
+    payload = json.loads(data)
+    place, key = anywhere(payload, chance)
+    place[key] = chance.choice([odd for odd in _ODD if odd != place[key]])
     return _with(block, json.dumps(payload, separators=(",", ":")).encode())
 
 

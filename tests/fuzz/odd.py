@@ -5,6 +5,8 @@ import json
 import random
 from typing import Any
 
+from tests.mutations import anywhere
+
 # Words that parsers, shells, terminals and file systems break on. No NUL: no argument and no path can have one.
 WORDS = (
     "", " ", "-", "--", "---", "-1", "0", "00", "+1", "1.5", "1e9", "0x10", "१२", "٣", "½", "1_0", "9" * 30,
@@ -70,13 +72,8 @@ def json_of(good: bytes, chance: random.Random) -> bytes:
     found = json.loads(good)
     if not isinstance(found, dict | list) or not found or chance.random() < 0.05:
         return json.dumps(chance.choice(VALUES)).encode()
-    place: Any = found
-    while True:
-        key = chance.choice(list(place) if isinstance(place, dict) else list(range(len(place))))
-        inner = place[key]
-        if not isinstance(inner, dict | list) or not inner or chance.random() < 0.3:
-            break
-        place = inner
+    place, key = anywhere(found, chance)
+    inner = place[key]
     how = chance.random()
     if how < 0.1:
         del place[key]

@@ -18,7 +18,7 @@ from typing import Literal
 
 from tests.harness.guestkit import settle
 from tests.harness.nbd import Server
-from tests.vm.rig import sh, wait_until
+from tests.vm.rig import NAME, Rig, dmsoft, sh, wait_until
 
 Kind = Literal["read", "write", "flush"]
 KINDS: tuple[Kind, ...] = ("read", "write", "flush")
@@ -150,3 +150,16 @@ def faulty(folder: Path, size_bytes: int) -> Iterator[Faulty]:
         finally:
             disk.mend()
             disk.unplug()
+
+
+@contextlib.contextmanager
+def mirror(rig: Rig, folder: Path, size: int, *options: str, **more: str) -> Iterator[Faulty]:
+    """A mirror of ``size`` bytes on such a secondary, synced once; ``more`` secondaries as `Rig.create` has them."""
+    with faulty(folder, size) as disk:
+        rig.create(*options, primary=rig.cut("p0", size), one=disk.path, **more)
+        try:
+            rig.resync()
+            yield disk
+        finally:
+            disk.mend()
+            dmsoft("stop", NAME)

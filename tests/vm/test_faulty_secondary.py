@@ -2,16 +2,14 @@
 """A secondary whose requests fail, once, for a while or for ever, and which loses its cache then: nothing is promised
 that is not on its medium, the primary does not notice, and the next resync that ends well leaves a whole copy."""
 
-import contextlib
 import mmap
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dmsoft.units import KIB, MIB
-from tests.vm.faulty import KINDS, Faulty, Kind, faulty
+from tests.vm.faulty import KINDS, Faulty, Kind, faulty, mirror
 from tests.vm.rig import NAME, Rig, dmsoft, ok, suspended, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
@@ -19,21 +17,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.kernel_log(allow="I/O error|nbd")]
 
 SIZE = 18 * MIB
 BLOCK = 64 * KIB
+SMALL = ("--block-size", "64K")
 BLOCKS = 9 * MIB // BLOCK
 TURNS = 4
-
-
-@contextlib.contextmanager
-def mirror(rig: Rig, folder: Path, *options: str) -> Iterator[Faulty]:
-    """A small mirror on such a secondary, synced once."""
-    with faulty(folder, SIZE) as disk:
-        rig.create("--block-size", "64K", *options, primary=rig.cut("p0", SIZE), one=disk.path)
-        try:
-            rig.resync()
-            yield disk
-        finally:
-            disk.mend()
-            dmsoft("stop", NAME)
 
 
 def change(rig: Rig, count: int = 6) -> None:
@@ -50,7 +36,7 @@ def is_whole(rig: Rig, disk: Faulty) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_single_request_that_fails(rig: Rig, tmp_path: Path, kind: Kind, options: tuple[str, ...]) -> None:
     """Any one of a resync: of the header, the journal or the data."""
-    with mirror(rig, tmp_path, *options) as disk:
+    with mirror(rig, tmp_path, SIZE, *SMALL, *options) as disk:
         change(rig)
         disk.mend()
         rig.resync()
@@ -75,7 +61,7 @@ def test_a_single_request_that_fails(rig: Rig, tmp_path: Path, kind: Kind, optio
 @pytest.mark.parametrize("kind", KINDS)
 def test_requests_that_fail_for_longer(rig: Rig, tmp_path: Path, kind: Kind) -> None:
     """For a while, which may be over before the run is, and for ever."""
-    with mirror(rig, tmp_path) as disk:
+    with mirror(rig, tmp_path, SIZE, *SMALL) as disk:
         for times in (4, 1 << 30):
             with rig.writing(span=MIB) as writer:  # raises at its end if a write failed
                 disk.fail(kind, times=times)
@@ -94,7 +80,7 @@ def test_requests_that_fail_for_longer(rig: Rig, tmp_path: Path, kind: Kind) -> 
 
 def test_a_flush_that_md_says_nothing_of(rig: Rig, tmp_path: Path) -> None:
     """Written behind, then lost with the cache; md says AA. The next resync compares, finds it and mends it."""
-    with mirror(rig, tmp_path, "--mode", "write-behind") as disk:
+    with mirror(rig, tmp_path, SIZE, *SMALL, "--mode", "write-behind") as disk:
         assert rig.states() == {"one": "attached"}
         change(rig)
         wait_until("it was written behind", lambda: not rig.differing("one"))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A secondary that does not answer any more: what the primary notices of it in either mode, and the way out."""
 
-import contextlib
 import mmap
 import os
 import signal
@@ -9,13 +8,12 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dmsoft.units import KIB, MIB
-from tests.vm.faulty import Faulty, faulty
+from tests.vm.faulty import mirror
 from tests.vm.rig import NAME, Rig, dmsoft, ok, suspended, table, wait_until
 
 pytest_plugins = ("tests.vm.rig",)
@@ -23,19 +21,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.kernel_log(allow="I/O error|nbd")]
 
 SIZE = 40 * MIB
 BEHIND = ("--mode", "write-behind")
-
-
-@contextlib.contextmanager
-def mirror(rig: Rig, folder: Path, *options: str, **more: str) -> Iterator[Faulty]:
-    """A small mirror on such a secondary, synced once."""
-    with faulty(folder, SIZE) as disk:
-        rig.create(*options, primary=rig.cut("p0", SIZE), one=disk.path, **more)
-        try:
-            rig.resync()
-            yield disk
-        finally:
-            disk.mend()
-            dmsoft("stop", NAME)
 
 
 def apart(*words: str) -> subprocess.Popen[str]:
@@ -66,7 +51,7 @@ def said(what: str, seconds: list[float]) -> None:
 def test_in_the_middle_of_a_resync(rig: Rig, tmp_path: Path) -> None:
     """Nobody but that command waits. It is there until the disk answers or is unplugged, and holds the mirror; what it
     has written by then counts as little as if it had failed."""
-    with mirror(rig, tmp_path, two=rig.cut("s1", SIZE)) as disk:
+    with mirror(rig, tmp_path, SIZE, two=rig.cut("s1", SIZE)) as disk:
         rig.write(*range(10, 20))
         latencies(rig.top)
         said("before", latencies(rig.top))
@@ -100,7 +85,7 @@ def test_in_the_middle_of_a_resync(rig: Rig, tmp_path: Path) -> None:
 def test_inside_the_barrier_of_an_attach(rig: Rig, tmp_path: Path) -> None:
     """The one place where a secondary is written while the mirror stands still. The command sits in the kernel, so its
     guard lets the writers go on at its deadline, and nothing is coupled."""
-    with mirror(rig, tmp_path, *BEHIND) as disk:
+    with mirror(rig, tmp_path, SIZE, *BEHIND) as disk:
         ok("stop", NAME)
         ok("start", NAME)
         rig.write(3, 4)
