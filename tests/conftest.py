@@ -22,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "smoke: also run on the other kernels",
         "core: also run on the other kernels by ./dev test --all",
         "slow: run by ./dev test --all only",
+        "long: run by ./dev soak --hours only, or where it is named",
         "kernel_log(allow): messages of the kernel, by regular expression, that do not fail this test",
     ):
         config.addinivalue_line("markers", line)

@@ -22,7 +22,7 @@ SHARE_SECONDS = 2.0
 LEAST_RATE = MIB
 # Others may take so much longer than without the copy on the average, more where that may be chance; twice as long is
 # too long at once.
-_TOLERANCE, _CHANCE = 0.1, 0.4
+_TOLERANCE, _CHANCE = 0.07, 0.4
 _ALARM, _ALARM_CHANCE = 1.0, 3.0
 # The kernel counts how often its clock ticked during a request: right on the average, and wide for short ones.
 _TICK_SECONDS = 0.004

@@ -65,7 +65,7 @@ class Stage:
 STAGES = (
     Stage("large", 8 * GIB, "0.01:scattered,0.01:clustered,0.1:scattered,0.1:clustered"),
     Stage("small", 800 * MIB, "1:all"),
-    Stage("slow", 800 * MIB, "0.01:scattered,0.1:scattered,0.1:clustered", delay_ms=20),
+    Stage("slow", 3 * GIB, "0.01:scattered,0.1:scattered,0.1:clustered", delay_ms=20),
     Stage("memory", 800 * MIB, "0.1:scattered,0.1:clustered,1:all", speed=0),
 )
 

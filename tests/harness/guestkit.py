@@ -59,6 +59,7 @@ class Disks:
 
     def __init__(self) -> None:
         self._unplugged: dict[str, str] = {}
+        self._wiped: dict[str, list[str]] = {}
 
     def __getitem__(self, serial: str) -> Path:
         """``/dev/disk/by-id/virtio-SERIAL``; KeyError for a disk the guest suite does not have."""
@@ -77,6 +78,7 @@ class Disks:
         """Take the disk from the driver, in use or not: its device is gone, and all I/O to it fails from now on."""
         node = self[serial].resolve(strict=True)
         virtio = (Path("/sys/class/block") / node.name / "device").resolve(strict=True).name
+        self._wiped.pop(serial, None)
         (_DRIVER / "unbind").write_text(virtio)
         self._unplugged[serial] = virtio
         wait_for(self[serial], present=False)
@@ -89,12 +91,19 @@ class Disks:
         settle()
 
     def reset(self) -> None:
-        """Plug in what is out, and wipe all disks that are not in use."""
+        """Plug in what is out, and wipe all disks that were written since they were. Raises OSError for one in use."""
         for serial in list(self._unplugged):
             self.replug(serial)
         for serial in self:
-            wipe(self[serial])
+            if self._writes(serial) != self._wiped.get(serial):
+                wipe(self[serial])
+                self._wiped[serial] = self._writes(serial)
         settle()
+
+    def _writes(self, serial: str) -> list[str]:
+        """What the kernel counts of writes and discards since the disk was plugged in (Documentation/block/stat.rst)."""
+        fields = (Path("/sys/class/block") / self[serial].resolve(strict=True).name / "stat").read_text().split()
+        return fields[4:7] + fields[11:14]
 
 
 class KernelLog:

@@ -79,7 +79,7 @@ class Totals:
 
 def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job]:
     """The runs to make, the longest first. ``paths`` are files, folders or node ids below tests/."""
-    usual = "" if everything else "not slow"
+    usual = "not long" if everything else "not slow and not long"
     if paths:
         return list(_plan_paths(paths, kernel))
     if kernel:
@@ -87,12 +87,12 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
     jobs = [Job(name, ("tests/vagrant",), usual, machine=name) for name in MACHINES * everything]
     jobs += [*_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT), Job("crash", ("tests/crash",), usual)]
     for version in SMOKE_KERNELS + MORE_KERNELS * everything:
-        jobs.append(Job(version, ("tests/vm",), "smoke or core" if everything else "smoke and not slow", version))
+        jobs.append(Job(version, ("tests/vm",), "(smoke or core) and not long" if everything else "smoke and not slow and not long", version))
     return [*jobs, *_shards("unit", "tests/unit", usual)]
 
 
 def _plan_paths(paths: Sequence[str], kernel: str | None) -> Iterator[Job]:
-    """What is named is run, marked slow or not."""
+    """What is named is run, however it is marked."""
     inside = tuple(path for path in paths if _is_below("tests/vm", path))
     booted = tuple(path for path in paths if _is_below("tests/vagrant", path))
     outside = tuple(path for path in paths if path not in inside + booted)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -18,6 +19,7 @@ import msgspec
 
 from tests.harness import vm, writelog
 from tests.harness.kernels import DEFAULT
+from tests.soak.campaigns import CAMPAIGNS, soak
 from tests.soak.claims import look, primary_problems, problems
 from tests.soak.content import BLOCK, Content
 from tests.soak.guest import CUT, LABELS, State, ends
@@ -131,27 +133,42 @@ def kept_on_failure(folder: str | None) -> Iterator[Path]:
 
 def main(argv: list[str]) -> int:
     """Exit status 1 if anything diverged."""
+    names = [campaign.name for campaign in CAMPAIGNS]
     parser = argparse.ArgumentParser(prog="dev soak", description="Random events, and every disk against its claims.")
-    parser.add_argument("--events", type=int, default=20, help="how many (20)")
-    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32), help="do again what another run did")
-    parser.add_argument("--kernel", default=DEFAULT)
-    parser.add_argument("--folder", help="an empty folder for the disks")
+    add = parser.add_argument
+    add("--events", type=int, default=20, help="how many (default %(default)s)")
+    add("--hours", type=float, help="instead: campaign after campaign, for so long")
+    add("--campaigns", default=",".join(names), help="which, with --hours (default %(default)s)")
+    add("--seed", type=int, default=random.randrange(1 << 32), help="do again what another run did")
+    add("--kernel", default=DEFAULT, help="version to boot, without --hours (default %(default)s)")
+    add("--folder", help="an empty folder for the disks, or with --hours for what failed")
     asked = parser.parse_args(argv)
+    if asked.hours is not None:
+        chosen = asked.campaigns.split(",")
+        if unknown := set(chosen) - set(names):
+            parser.error(f"no such campaign: {', '.join(sorted(unknown))}")
+        return soak(asked.hours, chosen, asked.seed, Path(asked.folder or ".cache/soak"))
     print(f"seed {asked.seed}", flush=True)
     start = time.monotonic()
     try:
         with kept_on_failure(asked.folder) as folder:
-            soak = Soak(folder, asked.seed, asked.kernel)
-            soak.run(asked.events)
+            life = Soak(folder, asked.seed, asked.kernel)
+            life.run(asked.events)
     except DivergenceError as err:
         print(f"seed {asked.seed}: {err}", file=sys.stderr)
         return 1
     print(
-        f"seed {asked.seed}: {soak.done} events, no divergence; a person was asked {soak.state.asked} times; "
+        f"seed {asked.seed}: {life.done} events, no divergence; a person was asked {life.state.asked} times; "
         f"{time.monotonic() - start:.0f} s"
     )
     return 0
 
 
+def _end(number: int, _frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, _end)
     sys.exit(main(sys.argv[1:]))

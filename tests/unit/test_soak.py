@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The soak's own eyes: what it would not see, it could not find."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 
 from dmsoft.member.header import Copy, Scan
 from dmsoft.member.payload import Sync
 from tests import mirror_model
+from tests.soak import campaigns
 from tests.soak.claims import Seen, whole
 from tests.soak.content import BLOCK, TORN, Content, Numbers, fill, newest, numbers_of
 
@@ -54,3 +58,24 @@ def test_a_disk_that_is_not_what_it_says(seed: int) -> None:
     assert "newest" in whole("a", seen(other), content, 0)[0]
     assert whole("a", seen(other, consistent=False), content, 301) == []
     assert whole("a", seen(other, committed=True), content, 301) == []
+
+
+def test_campaigns_take_turns_until_the_time_is_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fine, quick = (campaigns.Campaign(name, "platform", (), takes_seed=False) for name in ("fine", "quick"))
+    monkeypatch.setattr(campaigns, "CAMPAIGNS", (fine, quick))
+    assert campaigns.soak(1e-5, ["fine", "quick"], 7, tmp_path) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("fine, seed 7, ") and "without a divergence: fine 1" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_campaign_that_fails_ends_the_soak_and_leaves_what_it_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaigns, "CAMPAIGNS", (campaigns.Campaign("bad", "platform.nothing", ()),))
+    assert campaigns.soak(1, ["bad"], 7, tmp_path) == 1
+    (log,) = tmp_path.iterdir()
+    assert log.name == "bad-7.log" and log.read_text()
+    assert str(log) in capsys.readouterr().err

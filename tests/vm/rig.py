@@ -394,8 +394,7 @@ def flatten(words: Sequence[object]) -> list[str]:
 
 @pytest.fixture
 def rig(disks: Disks, seed: int) -> Iterator[Rig]:
-    for module in ("dm_mod", "dm_era", "dm_raid", "dm_writecache", "dm_delay", "loop"):
-        sh("modprobe", module)
+    sh("modprobe", "--all", "dm_mod", "dm_era", "dm_raid", "dm_writecache", "dm_delay", "loop")
     made = Rig(disks, seed)
     yield made
     made.close()
