@@ -101,7 +101,7 @@ class Disks:
         settle()
 
     def _writes(self, serial: str) -> list[str]:
-        """What the kernel counts of writes and discards since the disk was plugged in (Documentation/block/stat.rst)."""
+        """What the kernel counts of writes and discards since it was plugged in (Documentation/block/stat.rst)."""
         fields = (Path("/sys/class/block") / self[serial].resolve(strict=True).name / "stat").read_text().split()
         return fields[4:7] + fields[11:14]
 

@@ -87,7 +87,14 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
     jobs = [Job(name, ("tests/vagrant",), usual, machine=name) for name in MACHINES * everything]
     jobs += [*_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT), Job("crash", ("tests/crash",), usual)]
     for version in SMOKE_KERNELS + MORE_KERNELS * everything:
-        jobs.append(Job(version, ("tests/vm",), "(smoke or core) and not long" if everything else "smoke and not slow and not long", version))
+        jobs.append(
+            Job(
+                version,
+                ("tests/vm",),
+                "(smoke or core) and not long" if everything else "smoke and not slow and not long",
+                version,
+            )
+        )
     return [*jobs, *_shards("unit", "tests/unit", usual)]
 
 

@@ -39,7 +39,7 @@ CAMPAIGNS = (
 
 
 def soak(hours: float, names: Sequence[str], seed: int, folder: Path) -> int:
-    """Begin campaigns until the time is over; exit status 1 at the first that fails, whose output stays in ``folder``."""
+    """Begin campaigns until the time is over; exit status 1 when one fails, whose output stays in ``folder``."""
     chosen = [campaign for campaign in CAMPAIGNS if campaign.name in names]
     folder.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
