@@ -51,6 +51,8 @@ _LOOK_SECONDS = 5.0
 _FASTER = 1.5
 # So many batches at least a pass is made of, for every thread of it to have some.
 _BATCHES = 128
+# The first ones are small: with those of a MiB a slow disk would have only half of the threads it needs for a second.
+_RISE = 16
 _LARGE_BYTES = 128 * MIB
 
 
@@ -229,7 +231,8 @@ class Run:
         pieces = BATCH_PIECES if self._stages() else min(BATCH_PIECES, len(rows) // _BATCHES + 1)
         copier = Copier(
             self.source, [job.target for job in self.jobs], compare=compare, cancelled=self.cancelled,
-            large=total >= _LARGE_BYTES, batch_pieces=pieces, piece_bytes=self.running.block_bytes,
+            large=total >= _LARGE_BYTES, batch_pieces=pieces, rise=0 if self._stages() else _RISE,
+            piece_bytes=self.running.block_bytes,
             read=None if self.throttle is None else self.throttle.read, rescue=self.spares.read,
             on_progress=self._advance, on_checkpoint=lambda offset: self._look_within(copier, until, offset, start),
         )  # fmt: skip

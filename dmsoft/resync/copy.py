@@ -26,7 +26,7 @@ REQUEST_BYTES = MIB
 BATCH_PIECES = 250
 """The most pieces that a target is given at once; a descriptor of the journal has room for so many."""
 CHECKPOINT_SECONDS = 30.0
-_WORKERS, _MOST_WORKERS = 4, 32
+_WORKERS, _MOST_WORKERS = 4, 48
 _SLOW_BYTES = 8 * MIB
 
 Piece = tuple[int, memoryview]
@@ -93,8 +93,9 @@ class Copier:
 
     ``compare``: a bit for each target that is read first and written only where it differs; it must be a `Side`.
     ``large``: so much is copied that it is worth clearing huge pages; ``batch_pieces``: how many small requests are
-    gathered before they are written. ``piece_bytes``: in what units a request that cannot be read is tried again;
-    ``rescue`` fills a buffer from elsewhere then and returns whether it could. ``read`` reads the source, when it may.
+    gathered before they are written, fewer to begin with (``rise`` of `batches`). ``piece_bytes``: in what units a
+    request that cannot be read is tried again; ``rescue`` fills a buffer from elsewhere then and returns whether it
+    could. ``read`` reads the source, when it may.
     ``on_progress`` is called from the threads with the source bytes each batch has dealt with, and ``on_checkpoint``
     from the caller's now and then with an offset below which everything is copied.
     """
@@ -107,6 +108,7 @@ class Copier:
         compare: int = 0,
         large: bool = False,
         batch_pieces: int = 1,
+        rise: int = 0,
         piece_bytes: int = REQUEST_BYTES,
         cancelled: threading.Event | None = None,
         read: Callable[[Side, memoryview, int], None] | None = None,
@@ -116,7 +118,7 @@ class Copier:
     ) -> None:
         self.source, self.targets = source, targets
         self.compare = compare
-        self.large, self.batch_pieces, self.piece_bytes = large, batch_pieces, piece_bytes
+        self.large, self.batch_pieces, self.rise, self.piece_bytes = large, batch_pieces, rise, piece_bytes
         self.cancelled = cancelled or threading.Event()
         self.read = read or read_all
         self.rescue, self.on_progress, self.on_checkpoint = rescue, on_progress, on_checkpoint
@@ -131,7 +133,7 @@ class Copier:
 
     def run(self, requests: Iterable[Request]) -> None:
         """Copy them all; raises `CancelledError`; returns early when every target has failed."""
-        self._pending = batches(requests, batch_bytes=REQUEST_BYTES, most=self.batch_pieces)
+        self._pending = batches(requests, batch_bytes=REQUEST_BYTES, most=self.batch_pieces, rise=self.rise)
         # For what is read, and for what it is compared with; pages that are not touched cost nothing.
         memory = aligned_buffer(2 * _MOST_WORKERS * REQUEST_BYTES, huge=self.large)
         self._free = [memory[at : at + 2 * REQUEST_BYTES] for at in range(0, len(memory), 2 * REQUEST_BYTES)]

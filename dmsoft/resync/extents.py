@@ -57,14 +57,17 @@ def count(rows: npt.NDArray[np.int64], *, block_bytes: int, data_bytes: int, req
     return int((-((rows[:, 0] * block_bytes - ends) // request_bytes)).sum())
 
 
-def batches(requests: Iterable[Request], *, batch_bytes: int, most: int) -> Iterator[list[Request]]:
-    """The requests in groups, in the same order: at most ``most`` of them and ``batch_bytes`` each, or a single one."""
+def batches(requests: Iterable[Request], *, batch_bytes: int, most: int, rise: int = 0) -> Iterator[list[Request]]:
+    """The requests in groups, in the same order: at most ``most`` of them and ``batch_bytes`` each, or a single one.
+    With a ``rise`` so many groups are single ones, as many have two at most, and so on: how long they take shows soon.
+    """
     group: list[Request] = []
-    total = 0
+    total = made = 0
     for request in requests:
-        if group and (len(group) == most or total + request.length > batch_bytes):
+        limit = min(most, 1 + made // rise) if rise else most
+        if group and (len(group) >= limit or total + request.length > batch_bytes):
             yield group
-            group, total = [], 0
+            group, total, made = [], 0, made + 1
         group.append(request)
         total += request.length
     if group:

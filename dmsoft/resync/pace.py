@@ -22,11 +22,11 @@ SHARE_SECONDS = 2.0
 LEAST_RATE = MIB
 # Others may take so much longer than without the copy on the average, more where that may be chance; twice as long is
 # too long at once.
-_TOLERANCE, _CHANCE = 0.07, 0.4
+_TOLERANCE, _CHANCE = 0.05, 0.6
 _ALARM, _ALARM_CHANCE = 1.0, 3.0
 # The kernel counts how often its clock ticked during a request: right on the average, and wide for short ones.
 _TICK_SECONDS = 0.004
-_STEP_SECONDS, _STEP_REQUESTS, _STEP_AT_MOST = 0.2, 150, 3.0
+_STEP_SECONDS, _STEP_REQUESTS, _STEP_AT_MOST = 0.2, 600, 3.0
 _ALARM_REQUESTS = 16
 # What a rate becomes after a step: when it was too fast; when it is far from what was too fast last; near that, after a
 # long calm.

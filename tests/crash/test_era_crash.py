@@ -114,11 +114,11 @@ def test_a_crash_on_other_kernels(kernel: str, ends: tuple[str, ...], tmp_path: 
         disks.live(steps, end)
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("lives", [pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kernel", SUITES)
-def test_many_crashes(kernel: str, tmp_path: Path, seed: int) -> None:
+def test_many_crashes(kernel: str, lives: int, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     disks = Disks(tmp_path, kernel, seed, rng.choice([4, 8, 24, 64, 256]) << 10)
-    for _ in range(8):
+    for _ in range(lives):
         disks.live(rng.randint(10, 60), rng.choice(["reset", "cut"]))
     disks.live(20, "stop")

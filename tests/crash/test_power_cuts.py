@@ -41,7 +41,7 @@ def test_many_power_cuts(story: str, tmp_path: Path, seed: int) -> None:
         places = Places.of(life.tape)
         assert set(places.phases) >= PHASES
         assert set(places.inner) >= (PARTS if story == "behind" else PARTS | JOURNAL)
-        campaign.cut(life, 12)
+        campaign.cut(life, 6)
         print(campaign.figures)
     found = desk.cut(life, 150, random.Random(seed))
     print(dict(found))

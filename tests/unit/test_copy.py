@@ -412,7 +412,7 @@ def test_a_target_that_takes_long_gets_more_at_once(disks: Disks, monkeypatch: p
             with lock:
                 now[0] -= 1
 
-    for slow, threads in ((0, range(1, 5)), (1 << 60, range(17, 33))):
+    for slow, threads in ((0, range(1, 5)), (1 << 60, range(25, 49))):
         monkeypatch.setattr(copy, "_SLOW_BYTES", slow)
         most[0] = 0
         target = disks.target()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmsoft.era.blocks import BlockSet
-from dmsoft.resync.extents import Request, count, requests, runs, size_bytes
+from dmsoft.resync.extents import Request, batches, count, requests, runs, size_bytes
 from dmsoft.units import MIB
 
 SECTOR = 512
@@ -112,3 +112,13 @@ def test_a_large_disk_with_scattered_blocks_stays_cheap(blocks: int) -> None:
     )
     rows = runs([every_other, BlockSet.full(blocks)])
     assert len(rows) == blocks and rows[0].tolist() == [0, 1, 3] and rows[1].tolist() == [1, 1, 2]
+
+
+@given(st.lists(st.integers(1, 16), max_size=300), st.integers(1, 20), st.integers(0, 4))
+def test_batches_are_all_of_it_in_order_and_begin_small(lengths: list[int], most: int, rise: int) -> None:
+    given = [Request(number * 16, length, 1) for number, length in enumerate(lengths)]
+    groups = list(batches(given, batch_bytes=16, most=most, rise=rise))
+    assert [request for group in groups for request in group] == given
+    for number, group in enumerate(groups):
+        assert 1 <= len(group) <= (min(most, 1 + number // rise) if rise else most)
+        assert len(group) == 1 or sum(request.length for request in group) <= 16
