@@ -30,7 +30,7 @@ MORE_KERNELS = ("6.18", "5.10")
 MACHINES = ("debian12", "debian13")
 SHARDS = 2
 PARALLEL = 2
-VM_SECONDS = 3300
+VM_SECONDS = 4500
 # Long before that, pytest says where a test that hangs does so.
 TEST_SECONDS = 600
 _NOTHING_SELECTED = 5
@@ -78,14 +78,17 @@ class Totals:
 
 
 def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job]:
-    """The runs to make, the longest first. ``paths`` are files, folders or node ids below tests/."""
+    """The runs to make, longer ones first. ``paths`` are files, folders or node ids below tests/."""
     usual = "not long" if everything else "not slow and not long"
     if paths:
         return list(_plan_paths(paths, kernel))
     if kernel:
         return _shards(kernel, "tests/vm", usual, kernel)
-    jobs = [Job(name, ("tests/vagrant",), usual, machine=name) for name in MACHINES * everything]
-    jobs += [*_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT), Job("crash", ("tests/crash",), usual)]
+    shards = SHARDS * 2 if everything else SHARDS
+    jobs = [
+        *_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT, shards),
+        Job("crash", ("tests/crash",), usual),
+    ]
     for version in SMOKE_KERNELS + MORE_KERNELS * everything:
         jobs.append(
             Job(
@@ -95,6 +98,7 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
                 version,
             )
         )
+    jobs += [Job(name, ("tests/vagrant",), usual, machine=name) for name in MACHINES * everything]
     return [*jobs, *_shards("unit", "tests/unit", usual)]
 
 
@@ -117,10 +121,10 @@ def _is_below(folder: str, path: str) -> bool:
     return file.is_relative_to(CHECKOUT / folder)
 
 
-def _shards(name: str, folder: str, marks: str, kernel: str | None = None) -> list[Job]:
+def _shards(name: str, folder: str, marks: str, kernel: str | None = None, count: int = SHARDS) -> list[Job]:
     """A folder in runs of like size; a file's length stands for the time its tests take."""
     files = sorted((CHECKOUT / folder).glob("**/test_*.py"), key=lambda file: -file.stat().st_size)
-    shards: list[list[Path]] = [[] for _ in range(SHARDS)]
+    shards: list[list[Path]] = [[] for _ in range(count)]
     for file in files:
         min(shards, key=lambda shard: sum(member.stat().st_size for member in shard)).append(file)
     parts = [tuple(sorted(str(file.relative_to(CHECKOUT)) for file in shard)) for shard in shards]
