@@ -19,6 +19,7 @@ from dmsoft.dm.device import Device
 from dmsoft.dm.status import DelayStatus
 from dmsoft.errors import DeviceError
 from dmsoft.mirror.running import node_path
+from dmsoft.threads import launch
 
 WRITE_BYTES: Final = 4096
 _BLKDISCARD: Final = 0x1277
@@ -79,7 +80,7 @@ class Started:
     def __init__(self, action: Callable[[], object]) -> None:
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(action,), daemon=True)
-        self._thread.start()
+        launch(self._thread)
 
     def _run(self, action: Callable[[], object]) -> None:
         try:

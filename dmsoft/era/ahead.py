@@ -9,6 +9,7 @@ from typing import Final
 from dmsoft.era import layout
 from dmsoft.era.device import MetadataDevice, aligned_buffer
 from dmsoft.era.layout import Numbers
+from dmsoft.threads import launch
 
 # Blocks read by one request, and requests under way, so that the disk never waits for the processor.
 READ_BLOCKS: Final = 128
@@ -85,8 +86,9 @@ class ReadAhead:
 
     def _begin(self, blocks: Numbers, buffer: Buffer) -> _Request:
         if len(self._threads) < _REQUESTS:
-            self._threads.append(threading.Thread(target=self._serve, name="era-read", daemon=True))
-            self._threads[-1].start()
+            thread = threading.Thread(target=self._serve, name="era-read", daemon=True)
+            launch(thread)
+            self._threads.append(thread)
         request = _Request(blocks, buffer)
         self._wanted.put(request)
         return request

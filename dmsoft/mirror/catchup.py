@@ -39,6 +39,7 @@ from dmsoft.resync.copy import BATCH_PIECES, REQUEST_BYTES, CancelledError, Copi
 from dmsoft.resync.extents import Request, count, requests, runs, size_bytes
 from dmsoft.resync.journal import needed
 from dmsoft.resync.throttle import Throttle
+from dmsoft.threads import require_room
 from dmsoft.units import MIB, format_size
 
 MAX_STAGING_BYTES = 128 * MIB
@@ -341,6 +342,7 @@ class Run:
     def each(self, action: Callable[[Job], object]) -> None:
         """Do something that takes long to every secondary, side by side."""
         alive = self.alive
+        require_room()
         with ThreadPoolExecutor(max(1, len(alive))) as pool:
             for done in [pool.submit(self.attempt, job, functools.partial(action, job)) for job in alive]:
                 done.result()

@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
+from dmsoft.threads import launch
+
 T = TypeVar("T")
 
 # A rotating disk that sleeps takes up to half of this to spin up.
@@ -28,7 +30,7 @@ def patiently(
         given_up = threading.Event()
         rest = reads[len(results) :]
         thread = threading.Thread(target=_run, args=(rest, answers, given_up), daemon=True)
-        thread.start()
+        launch(thread)
         for _ in rest:
             try:
                 results.append(answers.get(timeout=seconds))

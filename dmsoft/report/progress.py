@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from dmsoft.errors import DeviceError
 from dmsoft.mirror.progress import Meter, Planned, Reporter, Silent
 from dmsoft.report.output import clean, console, emit, say
+from dmsoft.threads import require_room
 from dmsoft.units import format_duration, format_size
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ class _Bar:
         self._task: TaskID | None = None
 
     def __enter__(self) -> "_Bar":
+        require_room()  # for a thread of its own
         self._progress.start()
         return self
 

@@ -20,6 +20,7 @@ from dmsoft.errors import DmsoftError
 from dmsoft.resync.buffers import aligned_buffer
 from dmsoft.resync.extents import Request, batches
 from dmsoft.resync.steps import step
+from dmsoft.threads import launch
 from dmsoft.units import MIB
 
 REQUEST_BYTES = MIB
@@ -186,7 +187,7 @@ class Copier:
                     target=self._work, args=(self._free.pop(0),), name=f"copy-{len(self._threads)}", daemon=True
                 )
                 try:
-                    thread.start()
+                    launch(thread)
                 except RuntimeError:  # no more threads are to be had
                     if not self._threads:
                         raise

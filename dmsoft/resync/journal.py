@@ -45,6 +45,7 @@ from dmsoft.resync.copy import (
 )
 from dmsoft.resync.segments import DESCRIPTOR_BYTES, Descriptor
 from dmsoft.resync.steps import step
+from dmsoft.threads import launch
 from dmsoft.units import KIB, MIB
 
 _WORKERS = 4
@@ -274,9 +275,16 @@ class _Replay:
             )
             for n in range(_WORKERS)
         ]
+        running: list[threading.Thread] = []
         for thread in threads:
-            thread.start()
-        for thread in threads:
+            try:
+                launch(thread)
+            except RuntimeError:  # no more threads are to be had
+                if not running:
+                    raise
+                break
+            running.append(thread)
+        for thread in running:
             thread.join()
         if self._errors:
             raise self._errors[0]
