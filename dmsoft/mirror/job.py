@@ -81,7 +81,7 @@ class Job:
         if self.attach:
             return "it is written behind from then on"
         if not self.payload.sync.consistent:
-            return "it is no whole point in time yet"
+            return "it holds no whole copy yet"
         if self.decision.kind == "compare":
             return "how much will differ is not known"
         journal = self.journal or self.new_journal()

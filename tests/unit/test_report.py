@@ -179,9 +179,9 @@ def test_a_copy_that_is_no_whole_point_in_time_is_not_called_one(
             "through the journal, so the disk stays a whole point in time.",
         ),
         (
-            Planned("one", "full", "it was never copied", GIB, False, "it is no whole point in time yet"),
-            "one: full copy, 1 GiB, because it was never copied. It goes straight to the disk (it is no whole point in "
-            "time yet), which is no whole point in time meanwhile.",
+            Planned("one", "full", "it was never copied", GIB, False, "it holds no whole copy yet"),
+            "one: full copy, 1 GiB, because it was never copied. It goes straight to the disk (it holds no whole copy "
+            "yet), which is no whole point in time meanwhile.",
         ),
         (Planned("one", "none", "it has everything", 0), "one: nothing to copy, because it has everything."),
     ],
