@@ -43,8 +43,8 @@ def sentence(plan: Planned) -> str:
     """What will be done to one secondary, why, how long it may take, and what the disk is meanwhile."""
     if plan.kind == "none":
         return clean(f"{plan.label}: nothing to copy, because {plan.reason}.")
-    if plan.attached:
-        what = f"comparison of {format_size(plan.bytes_stale)} while it stays attached"
+    if plan.attached or plan.kind == "verify":  # nothing is written
+        what = f"comparison of {format_size(plan.bytes_stale)}{' while it stays attached' * plan.attached}"
         return clean(f"{plan.label}: {what}, because {plan.reason}.")
     what = f"{_WORDS.get(plan.kind, plan.kind)}, {format_size(plan.bytes_stale)}"
     if plan.seconds_estimate is not None:

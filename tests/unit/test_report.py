@@ -184,6 +184,10 @@ def test_a_copy_that_is_no_whole_point_in_time_is_not_called_one(
             "yet), which is no whole point in time meanwhile.",
         ),
         (Planned("one", "none", "it has everything", 0), "one: nothing to copy, because it has everything."),
+        (
+            Planned("one", "verify", "its clean blocks should equal the primary's", GIB),
+            "one: comparison of 1 GiB, because its clean blocks should equal the primary's.",
+        ),
     ],
 )
 def test_what_a_run_will_do_is_said_before(plan: Planned, words: str) -> None:
