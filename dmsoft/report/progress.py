@@ -21,7 +21,6 @@ _LINE_SECONDS = 5.0
 _OBJECT_SECONDS = 1.0
 _WORDS = {
     "full": "full copy", "incremental": "incremental copy", "compare": "compare of every block", "none": "nothing",
-    "verify": "comparison",
 }  # fmt: skip
 
 
