@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What differs between kernels, by series: what `tests.vm.test_traps` and `tests.vm.test_doctor` hold each of them to,
-and what the manual shows. Those of `RECOVERS` and `ANSWERS` for 5.10, 6.12 and 6.18 are yet to be measured by them.
+and what the manual shows.
 """
 
 KERNELS = ("5.10", "6.1", "6.12", "6.18", "7.2")

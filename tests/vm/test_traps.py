@@ -179,8 +179,9 @@ def test_a_checkpoint_is_no_barrier(rig: Rig) -> None:
     rig.equal()
 
 
-def test_raid1_never_resyncs_after_a_crash(bed: Bed, rig: Rig) -> None:
-    """Its bitmap says that regions are dirty, and it says AA; for dmsoft they are stale until they are copied."""
+def test_raid1_never_resyncs_after_a_crash(bed: Bed) -> None:
+    """Its bitmap says that regions are dirty, and it says AA; for dmsoft they are stale until they are copied (see
+    `test_a_mirror_beside_them`)."""
     slots, fast, slow = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
     leg = dm("trap-leg", held_back(slow, LONG_MS))
     top = dm("trap", raid((slots[0], leg), (slots[1], fast),
@@ -198,12 +199,6 @@ def test_raid1_never_resyncs_after_a_crash(bed: Bed, rig: Rig) -> None:
     assert (health("trap-after"), action("trap-after")) == ("AA", "idle")
     assert differ(path(copies[1]), path(copies[2]))
     let_go("trap-leg")
-
-    rig.create(*BEHIND, "--via", f"delay:{HELD_MS}", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
-    rig.resync()
-    page(rig.top, 3 * MIB, b"n")
-    assert health("m-lower") == "AA" and rig.stale("one") == {3}
-    rig.superset("one")
 
 
 def test_a_behind_write_that_fails(bed: Bed, rig: Rig) -> None:
@@ -238,9 +233,9 @@ def test_a_behind_write_that_fails(bed: Bed, rig: Rig) -> None:
     rig.equal()
 
 
-def test_write_behind_at_the_second_place(bed: Bed, rig: Rig) -> None:
+def test_write_behind_at_the_second_place(bed: Bed) -> None:
     """On 6.1 a write goes behind only if the leg that is written mostly comes first; on 5.10, 6.12, 6.18 and 7.2 it
-    does at either place. dmsoft has its secondaries first."""
+    does at either place. dmsoft has its secondaries first (see `test_a_mirror_beside_them`)."""
 
     def behind(place: int) -> bool:
         """Whether a write comes back while the slow leg still holds it."""
@@ -255,12 +250,6 @@ def test_write_behind_at_the_second_place(bed: Bed, rig: Rig) -> None:
         return held
 
     assert (behind(0), behind(1)) == (here(features.BEHIND_FIRST), here(features.BEHIND_SECOND))
-
-    rig.create(*BEHIND, "--via", f"delay:{LONG_MS}", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
-    rig.resync()
-    assert "write_mostly 0" in table("m-lower")
-    page(rig.top, 3 * MIB, b"n")
-    assert on_its_way("m-one")
 
 
 def test_repair_takes_the_first_leg_for_the_truth(bed: Bed, rig: Rig) -> None:
@@ -373,8 +362,9 @@ def test_a_leg_of_larger_blocks(bed: Bed, rig: Rig) -> None:
     assert health("m-lower") == "AA" and sh("blockdev", "--getss", "/dev/mapper/m-lower").strip() == "512"
 
 
-def test_daemon_sleep_bricks_an_array(bed: Bed, rig: Rig) -> None:
-    """It is stored in seconds, rounded down; a stored 0 cannot be activated again. dmsoft's tables do not have it."""
+def test_daemon_sleep_bricks_an_array(bed: Bed) -> None:
+    """It is stored in seconds, rounded down; a stored 0 cannot be activated again. dmsoft's tables do not have it (see
+    `test_a_mirror_beside_them`)."""
     legs = [(bed.ram(256 * KIB), bed.ram(LENGTH)) for _ in range(2)]
     line = raid(*legs, options="nosync region_size 2048 daemon_sleep 100")
     dm("trap", line)
@@ -383,14 +373,11 @@ def test_daemon_sleep_bricks_an_array(bed: Bed, rig: Rig) -> None:
         ["dmsetup", "create", "trap"], input=f"0 {SECTORS} {line}\n".encode(), capture_output=True, check=False
     )
     assert done.returncode != 0 and b"Invalid argument" in done.stderr, done.stderr
-    rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
-    rig.resync()
-    assert "daemon_sleep" not in table("m-lower")
 
 
-def test_the_limit_of_behind_writes_is_halved(bed: Bed, rig: Rig) -> None:
+def test_the_limit_of_behind_writes_is_halved(bed: Bed) -> None:
     """Loaded, it is halved and shown so; what a bitmap has noted once counts more than any table. dmsoft's tables come
-    from its model, and its slots are zeroed before each."""
+    from its model, and its slots are zeroed before each (see `test_a_mirror_beside_them`)."""
     shown = []
     legs = [(bed.ram(256 * KIB), bed.ram(LENGTH)) for _ in range(2)]
     wanted = "nosync region_size 2048 write_mostly 0 max_write_behind {}"
@@ -400,10 +387,21 @@ def test_the_limit_of_behind_writes_is_halved(bed: Bed, rig: Rig) -> None:
         shown.append(re.findall(r"max_write_behind (\d+)", sh("dmsetup", "table", "trap")))
     assert shown == [["32"], ["32"]]
 
-    rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
-    for _ in range(2):
+
+def test_a_mirror_beside_them(rig: Rig) -> None:
+    """dmsoft's side of those traps that need no more than a mirror: its raid1 has the secondary first, its own limit of
+    writes behind each time and no `daemon_sleep`, and what is on its way is stale, whatever md says."""
+    rig.create(*BEHIND, "--via", f"delay:{LONG_MS}", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    for fill in (b"n", b"m"):
         rig.resync()
-        assert f"max_write_behind {MAX_WRITE_BEHIND // 2}" in table("m-lower")
+        shown = table("m-lower")
+        assert "write_mostly 0" in shown and f"max_write_behind {MAX_WRITE_BEHIND // 2}" in shown
+        assert "daemon_sleep" not in shown
+        page(rig.top, 3 * MIB, fill)
+        assert on_its_way("m-one") and health("m-lower") == "AA"
+        assert rig.stale("one") == {3}
+        rig.superset("one")
+    let_go("m-one")  # else whoever cleans up waits for it
 
 
 def test_md_answers_messages_with_errors(bed: Bed) -> None:
