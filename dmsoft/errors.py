@@ -121,9 +121,10 @@ class MetadataError(DmsoftError):
 class DivergedError(DmsoftError):
     """A secondary was written on its own since it left the mirror.
 
-    Both sides have writes now that the other lacks, so a copy in either direction would lose some. Nothing is copied
-    until you choose. To keep the primary's side: save from the secondary what you need, remove it from the mirror and
-    add it again.
+    It may have writes that the primary lacks: those of a time when the kernel went on without the primary, say.
+    Nothing is copied until you choose. To keep the primary's side: save from the secondary what you need, remove it
+    from the mirror and add it again. To keep the secondary's, copy its data to the mirror's device before that:
+    dmsoft(8) tells how, under A SECONDARY NEWER THAN THE PRIMARY.
     """
 
     code = "diverged"

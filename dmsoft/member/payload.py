@@ -15,6 +15,7 @@ from dmsoft.errors import MetadataError
 
 MAX_BYTES = (1 << 63) - 1
 MAX_SECONDARIES = 16
+MAX_GENERATIONS = 256
 MAX_SECONDS = 1e9
 
 Bytes = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
@@ -26,6 +27,8 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,47}\Z")]
 Label = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+]{0,31}\Z")]
 Time = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z\Z")]
 Reason = Annotated[str, Meta(max_length=200)]
+# Generations, newest last.
+History = Annotated[tuple[Uuid, ...], Meta(min_length=1, max_length=MAX_GENERATIONS)]
 Seconds = Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
 # A name in a folder, and nothing else: it is looked for under /dev/disk/by-id, also before a header is proven ours.
 ById = Annotated[str, Meta(pattern=r"^(?!\.{1,2}\Z)[^/\x00-\x1f\x7f-\x9f]+\Z", max_length=255)]
@@ -174,7 +177,7 @@ class Primary(Payload, frozen=True, tag="primary"):
     interval_seconds: Seconds
     block_bytes: Annotated[int, Meta(ge=4096, le=1 << 31, multiple_of=4096)]
     tracker: Tracker
-    generation: Annotated[tuple[Uuid, ...], Meta(min_length=1, max_length=256)]
+    generation: History
     members: Annotated[tuple[MemberRecord, ...], Meta(max_length=MAX_SECONDARIES)] = ()
     metadata: MetadataRecord | None = None
 
@@ -198,7 +201,7 @@ class Secondary(Payload, frozen=True, tag="secondary"):
 
     label: Label
     block_bytes: Annotated[int, Meta(ge=4096, le=1 << 31, multiple_of=4096)]
-    generation: Annotated[tuple[Uuid, ...], Meta(min_length=1, max_length=256)]
+    generation: History
     sync: Sync = Sync()
 
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dmsoft.errors import DivergedError, RefusedError
+from dmsoft.errors import RefusedError
 from dmsoft.member import regions
 from dmsoft.member.header import Header, Scan
 from dmsoft.member.identity import matches
 from dmsoft.member.payload import AnyPayload, Cache, Identity, MemberRecord, Metadata, Primary, Secondary
-from dmsoft.mirror.generation import Direction, direction
+from dmsoft.mirror.generation import require_older
 from dmsoft.mirror.locate import DuplicateError, UnsignedError, WrongDeviceError
 from dmsoft.mirror.trust import objection
 
@@ -160,11 +160,7 @@ def _secondary(sight: Sight, home: Home, primary: Primary, payload: Secondary) -
         raise _not_registered(sight)
     _require_identity(sight, record.identity)
     _require_alone(sight, home, record.identity)
-    if direction(primary.generation, payload.generation) is not Direction.TO_SECONDARY:
-        raise DivergedError(
-            f"The secondary {record.label} was written on its own since it left {primary.mirror_name}.",
-            hint="Nothing is copied until you choose: remove it and add it again to drop what it has.",
-        )
+    require_older(primary, payload)
     why = objection(primary, record, sight.header, sight.scan, home.era)
     if why is not None:
         raise why

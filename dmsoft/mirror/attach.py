@@ -18,7 +18,7 @@ from dmsoft.inventory.sysfs import block_device
 from dmsoft.member.gate import open_exclusive
 from dmsoft.member.payload import Cache
 from dmsoft.member.regions import slot
-from dmsoft.mirror import backlog, lower
+from dmsoft.mirror import alone, backlog, lower
 from dmsoft.mirror.execute import device, dismantle, ensure
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.names import SLOTS_PER_SET, Node
@@ -43,6 +43,7 @@ class Attachment:
 def prepared(running: Running, labels: Sequence[str]) -> Iterator[Attachment]:
     """Prepare to attach ``labels``, detached by now; what the block does not swap in is taken down again."""
     names = running.names
+    alone.forget(names)
     slot_set = free_slot_set(running)
     wanted = raid(running.assembly.primary, labels, slot_set)
     parts, (top,) = wanted[:-1], wanted[-1:]

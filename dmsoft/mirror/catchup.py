@@ -27,7 +27,7 @@ import numpy.typing as npt
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import BusyError, DeviceError, DmsoftError
-from dmsoft.mirror import outage
+from dmsoft.mirror import lower, outage
 from dmsoft.mirror.barrier import Barrier, barrier
 from dmsoft.mirror.final import Final
 from dmsoft.mirror.guard import Guard
@@ -267,6 +267,7 @@ class Run:
             self._look_at = time.monotonic() + _LOOK_SECONDS
             with contextlib.suppress(BusyError):
                 self.running.require_tracking()
+                lower.require_primary(self.running.names)  # others coupled go on without it, and that has to be noted
 
     def _stages(self) -> bool:
         return any(job.journal is not None for job in self.alive)

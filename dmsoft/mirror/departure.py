@@ -9,9 +9,10 @@ import threading
 import msgspec
 
 from dmsoft.errors import DeviceError, NotFoundError
-from dmsoft.mirror import locate, plug, sync
+from dmsoft.mirror import alone, locate, plug, sync
 from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.lock import locked
+from dmsoft.mirror.names import Names
 from dmsoft.mirror.plan import leg_nodes
 from dmsoft.mirror.progress import Reporter
 from dmsoft.mirror.running import Running
@@ -49,7 +50,9 @@ def eject(
     Raises `NotFoundError` when it is not here, `NotCaughtUpError`, and whatever a resync raises; it stays a part of the
     running mirror then.
     """
-    with locked(uuid_of(name), "operation", name=name, verb="eject"):
+    uuid = uuid_of(name)
+    with locked(uuid, "operation", name=name, verb="eject"):
+        alone.require_primary(Names(name, uuid), dry_run=dry_run)
         running = Running.of(locate.assemble(name))
         running.require_active()
         wanted = Request(name, (label,), max_stall, dry_run, leaving=True)

@@ -3,8 +3,9 @@
 
 After a write error on the primary md goes on with the secondaries alone, and what is written from then on only they
 have. While the raid1 runs its status says so (`dmsoft.mirror.lower.require_primary`); after a crash the slots do, in
-which md notes a failed leg before it acknowledges the next write. The mirror starts with the primary as it is, which
-is then the older copy: a history of its own keeps it from being copied over the newer one.
+which md notes a failed leg before it acknowledges the next write. (With the primary's disk gone, it cannot: see
+`dmsoft.mirror.alone`.) The mirror starts with the primary as it is, which is then the older copy: a history of its own
+keeps it from being copied over the newer one.
 """
 
 import os

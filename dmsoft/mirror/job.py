@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from dmsoft.era.blocks import BlockSet
-from dmsoft.errors import DeviceError, DivergedError, DmsoftError, NotFoundError
+from dmsoft.errors import DeviceError, DmsoftError, NotFoundError
 from dmsoft.member import header, regions
 from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.header import Header
@@ -15,7 +15,7 @@ from dmsoft.member.payload import MemberRecord, Partial, Secondary, Sync
 from dmsoft.member.record import Record
 from dmsoft.mirror import sample
 from dmsoft.mirror.decision import Decision, decide, go_on
-from dmsoft.mirror.generation import Direction, direction
+from dmsoft.mirror.generation import require_older
 from dmsoft.mirror.locate import doubted
 from dmsoft.mirror.names import new_uuid
 from dmsoft.mirror.running import Running, flush, node_path
@@ -309,11 +309,7 @@ def _fits(running: Running, label: str, found: Header) -> None:
         payload.regions["data"].length != running.data.length or payload.block_bytes != running.block_bytes
     ):
         raise DeviceError(f"The secondary {label} was laid out for another primary.", hint="Remove and add it again.")
-    if direction(running.payload.generation, payload.generation) is not Direction.TO_SECONDARY:
-        raise DivergedError(
-            f"The secondary {label} was written on its own since it left {running.names.name}.",
-            hint="Nothing is copied until you choose: remove it and add it again to drop what it has.",
-        )
+    require_older(running.payload, payload)
 
 
 def _go_on(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from dmsoft.dm import memory
+from dmsoft.dm.device import devices
 from dmsoft.dm.targets import Raid1, RaidStatus, Table
 from dmsoft.errors import BusyError, DeviceError
 from dmsoft.mirror.execute import device, dismantle
@@ -20,11 +21,11 @@ _SWAP_SECONDS = 30.0
 
 
 class PrimaryDroppedError(DeviceError):
-    """The raid1 of a write-behind mirror goes on without its primary, which failed a write.
+    """The raid1 of a mirror goes on without its primary, which failed a write or is gone.
 
     The newest data are on the attached secondaries alone, and the device of the mirror still serves them. dmsoft does
-    nothing that would put the primary's older copy in their place: save what is on the device elsewhere while it runs,
-    and replace the primary.
+    nothing that would put the primary's older copy in their place, also when it is back: save what is on the device
+    elsewhere while it runs. dmsoft(8) tells, under A SECONDARY NEWER THAN THE PRIMARY, how to get it back later.
     """
 
     code = "primary-dropped"
@@ -108,6 +109,13 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
     return stall
 
 
+def leg_labels(names: Names) -> list[str]:
+    """Labels of all secondaries that have a leg in the kernel."""
+    prefix = f"{names.prefix}leg-"
+    found = [info.uuid.removeprefix(prefix) for info in devices(prefix)]
+    return [label for label in found if "-" not in label]  # one with a dash lies under a leg
+
+
 def leg_alive(node: Node) -> bool:
     """Whether the device exists with a live table and is not suspended."""
     info = device(node).info()
@@ -147,8 +155,13 @@ def require_primary(names: Names) -> None:
     After a write error md leaves the primary out and keeps what is written on the secondaries alone. A linear lower
     would bring the older copy back, and the next resync would overwrite the newer one with it.
     """
-    if is_raid(names) and leg_health(names, names.primary) == "D":
+    if goes_without_primary(names):
         raise _primary_dropped(names)
+
+
+def goes_without_primary(names: Names) -> bool:
+    """Whether there is a raid1 that has dropped the primary."""
+    return is_raid(names) and leg_health(names, names.primary) == "D"
 
 
 def _primary_dropped(names: Names) -> PrimaryDroppedError:

@@ -8,7 +8,7 @@ from dmsoft.member import header, keys
 from dmsoft.member.distinct import distinct
 from dmsoft.member.gate import open_exclusive
 from dmsoft.member.payload import MAX_SECONDARIES, Primary
-from dmsoft.mirror import attach, locate, lower, plug, registry
+from dmsoft.mirror import alone, attach, locate, lower, plug, registry
 from dmsoft.mirror.create import (
     SecondarySpec,
     devices_of,
@@ -73,7 +73,8 @@ def free_label(name: str) -> str:
 
 def remove(name: str, label: str, *, dry_run: bool = False) -> bool:
     """Take a secondary out of the mirror; returns whether its header could be wiped (its disk is here)."""
-    with locked(uuid_of(name), "operation", name=name, verb="remove"):
+    uuid = uuid_of(name)
+    with locked(uuid, "operation", name=name, verb="remove"), alone.marking(Names(name, uuid)):
         running = Running.of(locate.assemble(name))
         record = running.payload.member(label)
         if record is None:

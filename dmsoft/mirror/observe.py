@@ -26,7 +26,7 @@ from dmsoft.mirror import bulletin, locate, lower, plug, promise, registry
 from dmsoft.mirror.at_work import RunView, at_work
 from dmsoft.mirror.bulletin import Word
 from dmsoft.mirror.decision import Decision, decide, from_record
-from dmsoft.mirror.generation import Direction, direction
+from dmsoft.mirror.generation import parted
 from dmsoft.mirror.missing import StaleSets
 from dmsoft.mirror.names import PREFIX, Names
 from dmsoft.mirror.running import Running, is_active, node_path
@@ -156,10 +156,23 @@ def _without_primary(names: Names, active: bool, seen: locate.Census, err: Dmsof
     parts = [m for m in seen.members if m.payload.mirror_uuid == names.mirror_uuid]
     secondaries = tuple(_alone(m, m.payload) for m in parts if isinstance(m.payload, Secondary))
     state: Literal["missing", "failed"] = "missing" if isinstance(err, NotFoundError) else "failed"
+    alerts = [Alert(f"primary-{state}", err.message)]
+    if active:
+        with contextlib.suppress(DmsoftError):
+            alerts += _left_out(names)
     return MirrorView(
         names.name, names.mirror_uuid, active, None, names.top.path, None, EraView(),
-        PrimaryView(None, state), secondaries, (Alert(f"primary-{state}", err.message),), at_work(names.mirror_uuid),
+        PrimaryView(None, state), secondaries, tuple(alerts), at_work(names.mirror_uuid),
     )  # fmt: skip
+
+
+def _left_out(names: Names) -> list[Alert]:
+    """An alert if md goes on without the primary, whether its disk is here or not."""
+    try:
+        lower.require_primary(names)
+    except lower.PrimaryDroppedError as err:
+        return [Alert("primary-left-out", f"{err.message} {err.hint}")]
+    return []
 
 
 def _alone(member: locate.Member, payload: Secondary) -> SecondaryView:
@@ -253,13 +266,9 @@ class _Observer:
 
     def _primary(self, alerts: list[Alert]) -> Literal["ok", "failed"]:
         """A primary that md left out is here and readable, and still not the newest copy."""
-        try:
-            if self.active:
-                lower.require_primary(self.running.names)
-        except lower.PrimaryDroppedError as err:
-            alerts.append(Alert("primary-failed", err.message))
-            return "failed"
-        return "ok"
+        found = _left_out(self.running.names) if self.active else []
+        alerts += found
+        return "failed" if found else "ok"
 
     def _torn(self, alerts: list[Alert]) -> None:
         mine = [m for m in self.seen.members if m.payload.mirror_uuid == self.running.payload.mirror_uuid]
@@ -342,8 +351,8 @@ class _Observer:
         return size_bytes(blocks, block_bytes=self.running.block_bytes, data_bytes=self.running.data.length)
 
     def _present(self, record: MemberRecord, payload: Secondary, decision: Decision) -> tuple[State, str | None]:
-        if direction(self.running.payload.generation, payload.generation) is not Direction.TO_SECONDARY:
-            return "diverged", "it was written on its own since it left"
+        if (why := parted(self.running.payload, payload)) is not None:
+            return "diverged", why
         doubt = self.running.payload.tracker.doubt or record.sync.doubt
         if self._coupled(record.label) and doubt is None:
             health = lower.leg_health(self.running.names, self.running.names.leg(record.label))

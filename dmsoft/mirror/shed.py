@@ -10,10 +10,9 @@ No disk but the primary is read for it, since another may hang.
 
 from pathlib import Path
 
-from dmsoft.dm.device import devices
 from dmsoft.errors import NotFoundError
 from dmsoft.inventory.sysfs import HOST
-from dmsoft.mirror import attach, locate, lower
+from dmsoft.mirror import alone, attach, locate, lower
 from dmsoft.mirror.execute import device
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names
@@ -23,17 +22,10 @@ from dmsoft.mirror.running import Running, guard_of
 
 def failing(names: Names) -> list[str]:
     """Labels of coupled secondaries that md has dropped or whose disk is gone, in alphabetical order."""
-    coupled = lower.attached_labels(names, labels(names)) if lower.is_raid(names) else []
+    coupled = lower.attached_labels(names, lower.leg_labels(names)) if lower.is_raid(names) else []
     return sorted(
         label for label in coupled if lower.leg_health(names, names.leg(label)) == "D" or _is_gone(names, label)
     )
-
-
-def labels(names: Names) -> list[str]:
-    """Labels of all secondaries that have a leg in the kernel."""
-    prefix = f"{names.prefix}leg-"
-    found = [info.uuid.removeprefix(prefix) for info in devices(prefix)]
-    return [label for label in found if "-" not in label]  # one with a dash lies under a leg
 
 
 def shed(names: Names) -> list[str]:
@@ -43,7 +35,7 @@ def shed(names: Names) -> list[str]:
     """
     if not failing(names):
         return []
-    with locked(names.mirror_uuid, "operation", name=names.name, verb="monitor"):
+    with locked(names.mirror_uuid, "operation", name=names.name, verb="monitor"), alone.marking(names):
         found = failing(names)
         if found:
             running = Running.of(locate.assemble(names.name, locate.census([HOST.by_number(*_primary(names))])))

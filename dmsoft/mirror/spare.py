@@ -13,7 +13,7 @@ from dmsoft.member import record as records
 from dmsoft.member.disk import FdDisk, open_for_read
 from dmsoft.member.payload import Secondary
 from dmsoft.mirror.decision import Decision, decide
-from dmsoft.mirror.generation import Direction, direction
+from dmsoft.mirror.generation import require_older
 from dmsoft.mirror.running import Running, node_path
 from dmsoft.resync.copy import Side, read_all
 
@@ -76,8 +76,7 @@ class Spares:
                 raise OSError("no secondary")
             if payload.member_uuid != record.member_uuid or payload.regions["data"].length != running.data.length:
                 raise OSError("another secondary")
-            if direction(running.payload.generation, payload.generation) is not Direction.TO_SECONDARY:
-                raise OSError("diverged")
+            require_older(running.payload, payload)
             journal = records.read(FdDisk(fd), found, running.assembly.key)
             decision = decide(running.payload, record, payload, self._era)
             if decision.since is None or (journal is not None and journal.committed):

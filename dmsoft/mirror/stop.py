@@ -12,7 +12,7 @@ from dmsoft.errors import BusyError, DeviceError, DmsoftError, MetadataError, No
 from dmsoft.inventory.sysfs import block_device
 from dmsoft.inventory.usage import Usage
 from dmsoft.member.payload import AnyPayload, Primary, Tracker
-from dmsoft.mirror import attach, locate, lower, plug, registry
+from dmsoft.mirror import alone, attach, locate, lower, plug, registry
 from dmsoft.mirror.execute import device, dismantle
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import PREFIX, Names
@@ -41,12 +41,14 @@ def stop(name: str) -> Stopped:
         names = Names(name, uuid)
         active = is_active(names)
         if active:
+            alone.require_primary(names)  # also when its disk is gone, and nothing on it can tell the next start
             require_unused(names)
-            lower.require_primary(names)  # also when its disk is gone, and nothing on it can tell the next start
             with contextlib.suppress(NotFoundError):
                 running = Running.of(locate.assemble(name))
                 stopped(running)
                 plug.note(names, plug.PRIMARY, running.assembly.primary.number)
+        else:
+            alone.mark(names)  # nobody can save what only the secondaries have from a mirror without its device
         dismantle([*inner_nodes(names), names.top])
         closed = not active and _closed(names)
         plug.end(names)

@@ -11,13 +11,14 @@ import msgspec
 
 from dmsoft.errors import BusyError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import attach, job, locate, lower, notes, plug, proof, tracker, trust, untracked
+from dmsoft.mirror import alone, attach, job, locate, lower, notes, plug, proof, tracker, trust, untracked
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
 from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
+from dmsoft.mirror.names import Names
 from dmsoft.mirror.plan import leg_nodes
 from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.proof import Proved
@@ -90,7 +91,9 @@ def resync(wanted: Request, reporter: Reporter, cancelled: threading.Event) -> t
 
     Raises when the run as a whole could not be done. The mirror must be running.
     """
-    with locked(uuid_of(wanted.name), "operation", name=wanted.name, verb="resync"):
+    uuid = uuid_of(wanted.name)
+    with locked(uuid, "operation", name=wanted.name, verb="resync"):
+        alone.require_primary(Names(wanted.name, uuid), dry_run=wanted.dry_run)
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
         return resynced(running, wanted, reporter, cancelled)
@@ -102,6 +105,7 @@ def resynced(
     """`resync` for a caller that holds the operation lock, on a mirror that is running."""
     start = time.monotonic()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(alone.marking(running.names, dry_run=wanted.dry_run))
         lower.require_primary(running.names)
         records, guard = chosen(running, wanted.labels), None
         if wanted.unattended:

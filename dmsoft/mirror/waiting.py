@@ -54,8 +54,8 @@ def wait_until(name: str, label: str, until: str, timeout: float | None, cancell
                 return Waited(name, label, view.state, round(time.monotonic() - start, 3))
             if view.state == "diverged":
                 raise DivergedError(
-                    f"{label} of {name} was written on its own, so it will never be {until}.",
-                    hint="Nothing is copied until you choose: remove it and add it again to drop what it has.",
+                    f"{label} of {name} will never be {until}: {view.reason}.",
+                    hint="Nothing is copied until you choose: see A SECONDARY NEWER THAN THE PRIMARY in dmsoft(8).",
                 )
             left = PAUSE_SECONDS if deadline is None else deadline - time.monotonic()
             if left <= 0:

@@ -25,6 +25,12 @@ _ALERTS = {
         "The primary of a mirror is here but cannot be used.\n\nThe alert says why. `dmsoft examine DEV` shows what"
         " stands on the disk, `dmsoft devices` what keeps it from being used."
     ),
+    "primary-left-out": (
+        "The kernel goes on without the primary of a write-behind mirror.\n\nA write to the primary failed or its disk"
+        " is gone, and what is written now only the coupled secondaries have. Save what is on the mirror's device while"
+        " it runs: it is not stopped like this. The daemon, or `dmsoft stop`, has written into their headers that they"
+        " are newer; so the primary is not copied over them when it is back, and they are diverged until you choose."
+    ),
     "secondary-failed": (
         "A secondary is here but cannot be used.\n\nThe primary goes on without it. Check the disk and its cable; when"
         " it works again, `dmsoft resync` copies what it missed."
@@ -35,8 +41,11 @@ _ALERTS = {
         " differs; after that it is known again."
     ),
     "secondary-diverged": (
-        "A secondary was written on its own since it left the mirror.\n\nNothing is copied until you choose. To keep"
-        " the primary's side: save from the secondary what you need, remove it from the mirror and add it again."
+        "A secondary may have writes that the primary lacks.\n\nIt was written on its own since it left the mirror, or"
+        " the kernel went on with it alone when the primary failed or was unplugged. Nothing is copied until you"
+        " choose. To keep the primary's side: save from the secondary what you need, remove it from the mirror and add"
+        " it again. To keep the secondary's, copy its data to the mirror's device before that: dmsoft(8) tells how,"
+        " under A SECONDARY NEWER THAN THE PRIMARY."
     ),
     "left-suspended": (
         "All I/O to a mirror waits, and nobody is there to let it go on.\n\nA dmsoft command held the mirror still, and"
