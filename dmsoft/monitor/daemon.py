@@ -31,7 +31,7 @@ from dmsoft.mirror.lock import open_lock
 from dmsoft.mirror.progress import moved_at
 from dmsoft.monitor import hooks, sources, work
 from dmsoft.monitor.events import Event
-from dmsoft.monitor.facts import Action, CaughtUp, Facts, Failure, Mended, Pulse, Result, Shed
+from dmsoft.monitor.facts import Action, CaughtUp, Facts, Failure, Marked, Mended, Pulse, Result, Shed
 from dmsoft.monitor.hooks import HookRun
 from dmsoft.monitor.keeper import Keeper
 from dmsoft.monitor.notify import Notifier
@@ -39,7 +39,7 @@ from dmsoft.monitor.sources import Plugs, Standing
 from dmsoft.monitor.worker import Worker, spawn
 
 _ANSWERS: Final[dict[str, type[Result]]] = {
-    "look": Facts, "pulse": Pulse, "shed": Shed, "mend": Mended, "catch-up": CaughtUp,
+    "look": Facts, "pulse": Pulse, "mark": Marked, "shed": Shed, "mend": Mended, "catch-up": CaughtUp,
 }  # fmt: skip
 _IDLE_SECONDS: Final = 30.0
 _LOCK_SECONDS: Final = 2.0

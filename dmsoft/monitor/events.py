@@ -41,6 +41,7 @@ EVENTS = {
     "caught-up": "a secondary was copied what it missed",
     "catch-up-failed": "that did not work out, and will be tried again",
     "leg-detached": "a coupled secondary failed and was uncoupled",
+    "secondary-alone": "the primary was left out: what is written now only this secondary has, and it says so",
     "tracking-mended": "tracking was given up and begun anew",
     "hook-failed": "a hook failed, which hooks are not told of",
     "alert-raised": "something is wrong",

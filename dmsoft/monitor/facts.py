@@ -13,7 +13,7 @@ from dmsoft.member.payload import Mode
 from dmsoft.mirror.observe import Alert, State
 
 Tracking = Literal["ok", "filling", "failed", "suspended"]
-Kind = Literal["look", "pulse", "shed", "mend", "catch-up"]
+Kind = Literal["look", "pulse", "mark", "shed", "mend", "catch-up"]
 
 
 class SecondaryFacts(msgspec.Struct, frozen=True):
@@ -41,10 +41,12 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Pulse(msgspec.Struct, frozen=True):
-    """A quick look that reads no disk: how the tracking is, and coupled secondaries that fail."""
+    """A quick look that reads no disk: how the tracking is, coupled secondaries that fail, and whether md goes on
+    without the primary."""
 
     tracking: Tracking
     failing: tuple[str, ...] = ()
+    left_out: bool = False
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -70,6 +72,12 @@ class Shed(msgspec.Struct, frozen=True):
     labels: tuple[str, ...] = ()
 
 
+class Marked(msgspec.Struct, frozen=True):
+    """Secondaries whose headers say that they go on without the primary."""
+
+    labels: tuple[str, ...] = ()
+
+
 class Mended(msgspec.Struct, frozen=True):
     """``doubt``: why tracking began anew, None if there was nothing to mend; ``untracked``: why there is none."""
 
@@ -77,7 +85,7 @@ class Mended(msgspec.Struct, frozen=True):
     untracked: str | None = None
 
 
-Result = Facts | Pulse | CaughtUp | Shed | Mended
+Result = Facts | Pulse | CaughtUp | Shed | Marked | Mended
 
 
 class Failure(msgspec.Struct, frozen=True):

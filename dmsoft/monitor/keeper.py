@@ -23,6 +23,8 @@ from dmsoft.monitor.facts import (
     CaughtUp,
     Facts,
     Failure,
+    Kind,
+    Marked,
     Mended,
     Part,
     Pulse,
@@ -53,6 +55,8 @@ TICK_SECONDS: Final = 10.0
 # Errors that another command, udev or we ourselves are the reason of.
 _PASSING: Final = frozenset({"busy", "cancelled", "dm-busy", "suspended", "udev-timeout"})
 _DONE: Final = frozenset({"current", "attached"})
+# What cannot wait for a copy that is under way, in the order of their urgency.
+_RESCUES: Final[tuple[Kind, ...]] = ("mark", "shed", "mend")
 
 
 @dataclass(slots=True)
@@ -72,8 +76,8 @@ class Keeper:
     _plugged_at: float = -NEVER
     _pulse_at: float = 0.0
     _pulsed_at: float = -NEVER
-    _shed_at: float = NEVER
-    _mend_at: float = NEVER
+    _rescues: dict[Kind, float] = field(default_factory=lambda: dict.fromkeys(_RESCUES, NEVER))
+    _left_out: bool = False
     _mended_at: float = -NEVER
     _began: dict[str, float] = field(default_factory=dict)
     _shown: int | None = None
@@ -139,6 +143,10 @@ class Keeper:
             case Shed():
                 self._alarms.note("shed", None)
                 self.events += [Event("leg-detached", self.name, label) for label in result.labels]
+            case Marked():
+                self._alarms.note("mark", None)
+                self._left_out = bool(result.labels)  # else it is tried again at the next pulse
+                self.events += [Event("secondary-alone", self.name, label) for label in result.labels]
             case Mended():
                 self._mended(result)
         self._tell_alerts()
@@ -161,7 +169,7 @@ class Keeper:
         """Whether the catch-up at work is to end, because something else cannot wait for it."""
         if self.actor is None or self.actor.kind != "catch-up" or self._cancelling:
             return False
-        self._cancelling = min(self._shed_at, self._mend_at) <= now
+        self._cancelling = min(self._rescues.values()) <= now
         return self._cancelling
 
     def wake(self, now: float) -> float:
@@ -170,7 +178,7 @@ class Keeper:
         if self.looker is None:
             moments += [self._look_at, self._pulse_at]
         if self.actor is None:
-            moments += [self._shed_at, self._mend_at]
+            moments += self._rescues.values()
             if not self._is_looking(now):
                 moments += [care.due() for care in self.cares.values()]
         moments += [missed for care in self.cares.values() if (missed := care.misses_at()) > now]
@@ -211,12 +219,11 @@ class Keeper:
     def _next_act(self, now: float) -> Action | None:
         if self.actor is not None:
             return None
-        if self._shed_at <= now:
-            self._shed_at = NEVER
-            return Action("shed")
-        if self._mend_at <= now:
-            self._mend_at, self._mended_at = NEVER, now
-            return Action("mend")
+        for kind, at in self._rescues.items():
+            if at <= now:
+                self._rescues[kind] = NEVER
+                self._mended_at = now if kind == "mend" else self._mended_at
+                return Action(kind)
         if self._is_looking(now):
             return None  # what is decided next rests on it
         due = {label: care.due() for label, care in self.cares.items()}
@@ -274,8 +281,12 @@ class Keeper:
                 care.clean_at = max(care.clean_at or -NEVER, now - facts.lag)
 
     def _felt(self, pulse: Pulse, now: float) -> None:
-        if pulse.failing:
-            self._shed_at = min(self._shed_at, now)
+        if pulse.left_out and not self._left_out:
+            self._rescue("mark", now)
+            self._look_at = min(self._look_at, now)  # which tells it
+        elif pulse.failing and not pulse.left_out:  # else nothing but the legs has what is newest
+            self._rescue("shed", now)
+        self._left_out = pulse.left_out
         if pulse.tracking in ("failed", "suspended"):
             self._want_mend(now)
         elif pulse.tracking == "filling":
@@ -283,7 +294,10 @@ class Keeper:
             self._pulsed_writes = None  # look again at the next tick
 
     def _want_mend(self, now: float) -> None:
-        self._mend_at = min(self._mend_at, max(now, self._mended_at + MEND_SECONDS))
+        self._rescue("mend", max(now, self._mended_at + MEND_SECONDS))
+
+    def _rescue(self, kind: Kind, at: float) -> None:
+        self._rescues[kind] = min(self._rescues[kind], at)
 
     def _mended(self, result: Mended) -> None:
         self._alarms.note("mend", None)
@@ -323,12 +337,11 @@ class Keeper:
                 self._look_at = min(self._look_at, now + (BUSY_SECONDS if waits else FIRST_BACKOFF))
             case "pulse":
                 self._pulsed_writes = None  # once more at the next tick
-            case "shed":
-                self._shed_at = now + (1.0 if waits else FIRST_BACKOFF)
-                self._note("shed", waits, failure)
-            case "mend":
-                self._mend_at = now + (1.0 if waits else MEND_SECONDS)
-                self._note("mend", waits, failure)
+            case "mark" | "shed" | "mend" as kind:
+                later = MEND_SECONDS if kind == "mend" else FIRST_BACKOFF
+                self._rescues[kind] = now + (1.0 if waits else later)
+                if not waits:
+                    self._alarms.note(kind, Alert("rescue-failed", failure.message))
             case "catch-up":
                 if failure.exit_code == MetadataError.exit_code:  # the record cannot be read, whatever the kernel says
                     self._want_mend(now)
@@ -343,10 +356,6 @@ class Keeper:
         care = self.cares.get(label)
         if care is not None:
             care.retry_at = now + min(LONGEST_BUSY, max(BUSY_SECONDS, care.facts.interval / 10))
-
-    def _note(self, what: str, waits: bool, failure: Failure) -> None:
-        if not waits:
-            self._alarms.note(what, Alert("rescue-failed", failure.message))
 
     def _missed(self, label: str, message: str, now: float) -> None:
         self.events.append(Event("catch-up-failed", self.name, label, summary=message))

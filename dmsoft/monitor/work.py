@@ -8,7 +8,7 @@ from dmsoft.dm.failures import SuspendedError
 from dmsoft.dm.targets import EraStatus
 from dmsoft.errors import DmsoftError
 from dmsoft.member.payload import Mode
-from dmsoft.mirror import bulletin, locate, observe, plug, shed, start, sync
+from dmsoft.mirror import alone, bulletin, locate, lower, observe, plug, shed, start, sync
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked, yield_on_sigterm
 from dmsoft.mirror.names import Names
@@ -16,7 +16,19 @@ from dmsoft.mirror.observe import MirrorView, SecondaryView
 from dmsoft.mirror.progress import Silent
 from dmsoft.mirror.running import device, is_active, is_tracked
 from dmsoft.mirror.sync import Outcome, Request
-from dmsoft.monitor.facts import Action, CaughtUp, Facts, Mended, Part, Pulse, Result, SecondaryFacts, Shed, Tracking
+from dmsoft.monitor.facts import (
+    Action,
+    CaughtUp,
+    Facts,
+    Marked,
+    Mended,
+    Part,
+    Pulse,
+    Result,
+    SecondaryFacts,
+    Shed,
+    Tracking,
+)
 
 # Above this the metadata are looked after; the kernel digests what fills them within seconds.
 _FILL = 0.75
@@ -28,7 +40,11 @@ def do(action: Action, names: Names, cancelled: threading.Event) -> Result:
         case "look":
             return look(names)
         case "pulse":
-            return Pulse(_tracking(names), tuple(shed.failing(names)))
+            left_out = lower.goes_without_primary(names)
+            return Pulse(_tracking(names), tuple(shed.failing(names)), left_out)
+        case "mark":
+            with locked(names.mirror_uuid, "operation", name=names.name, verb="monitor"):
+                return Marked(tuple(alone.mark(names)))
         case "shed":
             return Shed(tuple(shed.shed(names)))
         case "mend":

@@ -15,6 +15,7 @@ from dmsoft.monitor.facts import (
     Facts,
     Failure,
     Kind,
+    Marked,
     Mended,
     Part,
     Pulse,
@@ -224,6 +225,41 @@ def test_a_failing_leg_does_not_wait_for_a_copy() -> None:
     assert world.events("leg-detached") == ["one"]
 
 
+def test_a_primary_that_md_leaves_out_is_noted_before_all_else() -> None:
+    world = World(secondary("one", "attached", mode="write-behind"), secondary("two", "stale", lag=INTERVAL))
+    assert world.keeper.actor == Action("catch-up", ("two",))
+    world.pulse = Pulse("ok", ("other",), left_out=True)
+    looks = [action.kind for action in world.started].count("look")
+    world.keeper.lower_changed(world.now)
+    world.settle()
+    assert [action.kind for action in world.started].count("look") == looks + 1  # which has the alert
+    assert world.keeper.cancels(world.now)
+    world.finish(Failure("cancelled", "It was cancelled."), "catch-up")
+    assert world.until(1) == Action("mark")
+    world.finish(Failure("busy", "Another command.", 10), "mark")
+    assert world.until(2) == Action("mark") and not world.events("alert-raised")
+    world.finish(Failure("device", "It cannot be written.", 6), "mark")
+    assert world.events("alert-raised") == ["rescue-failed"]
+    world.pulse = Pulse("ok", ("other",), left_out=True)
+    world.keeper.lower_changed(world.now)
+    assert world.until(keepers.FIRST_BACKOFF) == Action("mark")
+    world.finish(Marked(("one",)), "mark")
+    assert world.events("secondary-alone") == ["one"] and world.events("alert-cleared") == ["rescue-failed"]
+    # Once is enough, and no leg is let go of: nothing else has what is newest.
+    world.seen = facts(secondary("one", "unknown", here=None), secondary("two", "unknown", here=None))
+    for _ in range(5):
+        world.writes += 1
+        world.keeper.lower_changed(world.now)
+        assert world.until(60) is None
+    # Another raid1 of the same mirror, and its record failed as well.
+    world.pulse = Pulse("ok")
+    world.keeper.lower_changed(world.now)
+    world.settle()
+    world.pulse = Pulse("failed", left_out=True)
+    world.keeper.lower_changed(world.now)
+    assert world.until(1) == Action("mark")
+
+
 def test_a_leg_that_cannot_be_let_go_of_is_an_alert() -> None:
     world = World(secondary("one", "attached", mode="write-behind"))
     world.pulse = Pulse("ok", ("one",))
@@ -395,7 +431,10 @@ def test_it_never_spins_and_never_does_two_things_at_once(seed: int) -> None:
         parts = tuple(Part(label, "full", error=chance.choice([None, "e"])) for label in action.labels)
         return {
             "look": some(),
-            "pulse": Pulse(chance.choice(["ok", "failed", "filling"]), chance.choice([(), ("one",)])),
+            "pulse": Pulse(
+                chance.choice(["ok", "failed", "filling"]), chance.choice([(), ("one",)]), chance.random() < 0.3
+            ),
+            "mark": Marked(("one",)),
             "shed": Shed(("one",)),
             "mend": Mended(chance.choice([None, "d"])),
             "catch-up": CaughtUp(parts, 1.0, 1.0, chance.random() < 0.9),
