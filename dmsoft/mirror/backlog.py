@@ -99,10 +99,12 @@ def settle(names: Names, label: str) -> None:
 
 def requests(node: Node) -> tuple[int, int]:
     """Requests under way on a device, and those it has done so far (Documentation/block/stat.rst); none for a device
-    that is not there."""
+    that is not there. One that somebody has suspended counts none of those that it keeps, and does none."""
     info = device(node).info()
     if info is None:
         return 0, 0
+    if info.suspended:
+        return 1, 0
     words = Path(f"/sys/dev/block/{info.number}/stat").read_text().split()
     return int(words[8]), int(words[0]) + int(words[4])
 
