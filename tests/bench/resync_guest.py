@@ -13,14 +13,11 @@ from pathlib import Path
 
 from dmsoft.cli import run
 from dmsoft.member import header
-from dmsoft.mirror.job import gate
-from dmsoft.mirror.locate import assemble
-from dmsoft.mirror.names import new_uuid
 from dmsoft.mirror.progress import Planned
-from dmsoft.mirror.running import Running
 from dmsoft.mirror.sync import Request, resync
 from dmsoft.resync import steps
 from dmsoft.units import MIB, SECTOR
+from tests.bench.as_copied import assume_equal
 from tests.bench.resync_peers import BLOCK, Drbd, Extents, Mdadm, bare, compare, sh, write_set
 
 _NAME, _LABEL = "bench", "s"
@@ -136,24 +133,9 @@ def prepare(plan: Plan) -> tuple[tuple[str, int], tuple[str, int], int]:
     journal = ["--journal-size", str(plan.journal_bytes)]
     dmsoft("create", _NAME, "--primary", first, "--secondary", f"{_LABEL}={second}", "--block-size", str(BLOCK),
            *journal, "--yes")  # fmt: skip
-    _assume_equal()
+    assume_equal(_NAME, _LABEL)
     found = [header.require(path).payload.regions["data"] for path in (first, second)]
     return (first, found[0].offset), (second, found[1].offset), found[0].length // BLOCK
-
-
-def _assume_equal() -> None:
-    """As if the first copy had been made, which would take most of the time of this benchmark."""
-    running = Running.of(assemble(_NAME))
-    record, token = running.payload.member(_LABEL), new_uuid()
-    assert record is not None
-    sync = record.sync.replace(
-        era=running.current_era(), tracker=running.payload.tracker.id, token=token, consistent=True,
-        consistent_as_of="2026-01-01T00:00:00Z",
-    )  # fmt: skip
-    with gate(running, record) as (gated, found, _):
-        header.write_granted(gated, found.payload.replace(sync=sync), running.assembly.key)
-    with running.writing():
-        running.grant(running.payload.with_member(record.replace(sync=sync, token_confirmed=token)))
 
 
 def main(plan: Plan) -> None:
