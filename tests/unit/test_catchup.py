@@ -16,7 +16,7 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.member import header
 from dmsoft.member.gate import GatedDevice
 from dmsoft.member.payload import MemberRecord, Region, Sync
-from dmsoft.mirror import catchup, final, tracker
+from dmsoft.mirror import catchup, final, lower, tracker
 from dmsoft.mirror.barrier import Barrier
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import decide, go_on
@@ -163,6 +163,11 @@ class _Loud(Silent):
 
     def note(self, text: str) -> None:
         self.notes.append(text)
+
+
+@pytest.fixture(autouse=True)
+def _never_coupled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lower, "require_primary", lambda _names: None)
 
 
 @pytest.fixture

@@ -384,7 +384,7 @@ def test_a_full_journal_gives_way_to_a_direct_copy_that_keeps_what_was_staged(
     ("change", "why"),
     [
         ({"regions": "journal"}, "no journal"),
-        ({"sync": OLD.replace(consistent=False)}, "no whole point"),
+        ({"sync": OLD.replace(consistent=False)}, "no whole copy"),
     ],
 )
 def test_when_there_is_no_journal(
