@@ -8,6 +8,7 @@ by half, and `Faulty.power_cut` takes the cache at any time.
 """
 
 import contextlib
+import mmap
 import subprocess
 import threading
 import time
@@ -29,6 +30,13 @@ def _always() -> bool:
     return True
 
 
+def _memory(size_bytes: int) -> mmap.mmap:
+    """Of this process alone: a guard and its helpers would lock copies of what they inherit."""
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_DONTFORK)
+    return memory
+
+
 class Faulty:
     """``counts``: requests since `fail`, `hang` or `mend`; ``failed``: those of them that were made to fail;
     ``waiting``: one hangs, and with it all that come after; ``pause``: seconds that each write takes."""
@@ -37,7 +45,7 @@ class Faulty:
         self.size, self.socket = size_bytes, socket
         self.server: Server | None = None
         self.path = "/dev/nbd0"
-        self._data, self._durable = bytearray(size_bytes), bytearray(size_bytes)
+        self._data, self._durable = _memory(size_bytes), _memory(size_bytes)
         self._dirty: list[tuple[int, int]] = []
         self._lock = threading.Lock()
         self._failing: Kind | None = None
@@ -75,7 +83,7 @@ class Faulty:
     def read(self, offset: int, length: int) -> bytes:
         self._meet("read")
         with self._lock:
-            return bytes(self._data[offset : offset + length])
+            return self._data[offset : offset + length]
 
     def write(self, offset: int, data: bytes) -> None:
         try:

@@ -15,7 +15,7 @@ from tests.vm.rig import NAME, Rig, dmsoft, ours, sectors_written, suspended, wr
 
 pytest_plugins = ("tests.vm.rig",)
 
-SECONDS = 90
+SECONDS = 25
 SERIALS = ("p0", "s0", "s1", "c0", "small0")
 
 

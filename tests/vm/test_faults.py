@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What surrounds a mirror fails: /run and /etc are full, the clock jumps, the kernel refuses a table, and what dmsoft
-itself needs lies on the mirror that it holds still."""
+"""What surrounds a mirror fails: /run, /etc and /var are full, the clock jumps, the kernel refuses a table or a resume,
+and what dmsoft itself needs lies on the mirror that it holds still."""
 
 import datetime
+import json
 import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from dmsoft.mirror import attach
+from dmsoft.dm.cookie import Cookie
+from dmsoft.dm.device import Device
+from dmsoft.dm.helper import Helper
+from dmsoft.mirror import attach, final, guard, lower
 from dmsoft.mirror.lock import RUN_DIR
 from dmsoft.mirror.running import Running
 from dmsoft.units import MIB
@@ -21,6 +28,7 @@ pytest_plugins = ("tests.vm.rig",)
 pytestmark = pytest.mark.slow
 
 SIZE = 40 * MIB
+VAR = Path("/var")
 _MIRRORS = Path("/etc/dmsoft/mirrors")
 
 
@@ -76,6 +84,21 @@ def test_full_folders(small: Rig) -> None:
     small.equal()
 
 
+def test_a_full_var(small: Rig) -> None:
+    """Nothing of dmsoft's is kept there. What it does is done, whatever becomes of what it says into a file there; of
+    an answer that is lost its status tells."""
+    filled(VAR, "size=64k")
+    with (VAR / "log").open("w") as log:
+        argv = [sys.executable, "-m", "dmsoft.cli", "resync", NAME]
+        assert subprocess.run(argv, stdout=log, stderr=log, check=False, timeout=60).returncode == 6
+    assert not suspended() and not small.stale("one")
+    small.equal()
+    ok("stop", NAME)
+    ok("start", NAME)
+    assert small.states() == {"one": "current"}
+    sh("umount", VAR)
+
+
 @pytest.mark.parametrize("years", [-30, 30])
 def test_the_clock_jumps(small: Rig, clock: None, years: int) -> None:
     """Eras count, not times: no block more or less is copied, nothing waits for a time, and no age is negative."""
@@ -124,6 +147,45 @@ def test_the_kernel_refuses_a_table(rig: Rig, monkeypatch: pytest.MonkeyPatch) -
     rig.equal()
 
 
+@pytest.mark.kernel_log(allow="raid|I/O error|md")
+@pytest.mark.parametrize("proof", [True, False])
+def test_the_kernel_refuses_a_resume(rig: Rig, monkeypatch: pytest.MonkeyPatch, proof: bool) -> None:
+    """In the middle of the swap: the old table is gone, and the new raid1 cannot read its bitmap. The mirror goes on
+    without the secondary, in a proof and in an attach."""
+    path = rig.cut("p0", SIZE)
+    rig.create("--mode", "write-behind", primary=path, one=rig.cut("s0", SIZE))
+    if proof:
+        rig.resync()
+    rig.write(3)
+    slots = rig.primary_header().regions["slots"]
+    resume, refusals = guard.resume_watched, 0
+
+    def refused_once(helper: Helper, target: Device) -> Cookie:
+        nonlocal refusals
+        if refusals:
+            return resume(helper, target)
+        rig.behave(path, "p0", bad=(slots.offset // 512, slots.length // 512))
+        try:
+            return resume(helper, target)
+        finally:
+            refusals += 1
+            rig.behave(path, "p0")
+
+    with monkeypatch.context() as patch, rig.writing(span=MIB) as writer:
+        for module in (lower, final):
+            patch.setattr(module, "resume_watched", refused_once)
+        ran = dmsoft("resync", NAME)
+    print(f"longest {writer.longest:.1f} s, {ran}")
+    assert refusals == 1 and ran.code == 6 and not suspended()
+    assert table("m-lower").startswith("linear ")
+    assert not proof or 3 in rig.stale("one")
+    rig.superset("one")
+    rig.resync()
+    assert rig.states() == {"one": "attached"}
+    ok("stop", NAME)
+    rig.equal()
+
+
 def test_what_dmsoft_needs_lies_on_the_mirror(small: Rig, tmp_path: Path) -> None:
     """Its locks, its keys and its working directory, on a file system that the final barrier freezes."""
     sh("mkfs.ext4", "-q", "-E", "nodiscard", small.top)
@@ -152,3 +214,46 @@ def test_what_dmsoft_needs_lies_on_the_mirror(small: Rig, tmp_path: Path) -> Non
     small.resync()
     small.equal()
     sh("fsck.ext4", "-fn", small.top)
+
+
+_ROOT = """
+mount --make-rprivate /
+for each in "$@"; do mount --bind "$POINT$each" "$each" || exit 99; done
+cd /
+echo 3 >/proc/sys/vm/drop_caches
+exec "$PYTHON" -m dmsoft.cli resync m --json
+"""
+
+
+def test_its_programs_lie_on_the_mirror(rig: Rig, tmp_path: Path) -> None:
+    """As they do where the root file system is the mirror: whatever a command has not read before the final barrier, it
+    could read only after it. So nothing may be looked for in there."""
+    rig.create(primary=rig.disks["p0"], one=rig.disks["s0"])
+    sh("mkfs.ext4", "-q", "-E", "nodiscard", rig.top)
+    point = tmp_path / "root"
+    point.mkdir()
+    sh("mount", rig.top, point)
+    packages = ("click", "crc32c", "dmsoft", "msgspec", "pyudev", "rich", "xxhash")  # numpy alone is as large again
+    folders = [Path(os.__file__).parent, *(Path(str(files(each))) for each in packages)]
+    program = Path(sys.executable).resolve()
+    skipped = shutil.ignore_patterns("test", "tests", "config-*", "idlelib", "lib2to3", "ensurepip", "dist-packages")
+    for folder in folders:
+        shutil.copytree(folder, f"{point}{folder}", ignore=skipped, symlinks=True)
+    Path(f"{point}{program.parent}").mkdir(parents=True, exist_ok=True)
+    shutil.copy2(program, f"{point}{program}")
+    rig.resync()
+    busy = subprocess.Popen(["sh", "-c", "while :; do echo x >>busy; sync busy; done"], cwd=point)
+    try:
+        argv = ["unshare", "-m", "sh", "-c", _ROOT, "sh", *map(str, (*folders, program))]
+        ran = subprocess.run(
+            argv, env={**os.environ, "POINT": str(point), "PYTHON": sys.executable}, capture_output=True, check=False,
+            timeout=120,
+        )  # fmt: skip
+        assert ran.returncode == 0 and b"guard" not in ran.stderr, ran
+        print(json.loads(ran.stdout.splitlines()[-1]))
+    finally:
+        busy.kill()
+        busy.wait()
+    sh("umount", point)
+    rig.resync()
+    rig.equal()

@@ -19,7 +19,7 @@ SIZE = 18 * MIB
 BLOCK = 64 * KIB
 SMALL = ("--block-size", "64K")
 BLOCKS = 9 * MIB // BLOCK
-TURNS = 4
+TURNS = 3
 
 
 def change(rig: Rig, count: int = 6) -> None:
@@ -41,12 +41,14 @@ def test_a_single_request_that_fails(rig: Rig, tmp_path: Path, kind: Kind, optio
         disk.mend()
         rig.resync()
         usual = disk.counts[kind]
-        kinds = []
+        kinds, failed = [], 0
         for _ in range(TURNS):
             change(rig)
             disk.fail(kind, after=rig.chance.randrange(usual), times=1)
             ran = dmsoft("resync", NAME)
-            assert disk.failed == 1 and ran.code in (0, 5, 6), ran
+            # No two runs have the same number of requests, so it may not be reached.
+            assert ran.code == 0 or (disk.failed == 1 and ran.code in (5, 6)), ran
+            failed += disk.failed
             assert not suspended()
             disk.mend()
             disk.power_cut()
@@ -56,6 +58,7 @@ def test_a_single_request_that_fails(rig: Rig, tmp_path: Path, kind: Kind, optio
             kinds.append((ran.code, rig.resync()["kind"]))
             is_whole(rig, disk)
         print(usual, kinds)
+        assert failed
 
 
 @pytest.mark.parametrize("kind", KINDS)
