@@ -32,7 +32,10 @@ def is_whole(rig: Rig, disk: Faulty) -> None:
     rig.equal()
 
 
-@pytest.mark.parametrize("options", [(), ("--journal-size", "0")], ids=["journal", "direct"])
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param((), id="journal"), pytest.param(("--journal-size", "0"), id="direct", marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_single_request_that_fails(rig: Rig, tmp_path: Path, kind: Kind, options: tuple[str, ...]) -> None:
     """Any one of a resync: of the header, the journal or the data."""
