@@ -49,7 +49,7 @@ def marking(names: Names, *, dry_run: bool = False) -> Iterator[None]:
     except PrimaryDroppedError as err:
         try:
             if not dry_run:
-                mark(names)
+                _mark_all(names)  # without another look: a resume may have md try the primary again
         except DmsoftError as why:
             said = f"{err.message} Not all of their headers say so yet: {why.message}"
             raise PrimaryDroppedError(said, hint=err.hint) from why
@@ -62,8 +62,10 @@ def mark(names: Names) -> list[str]:
 
     Call it under the operation lock. Each is tried; raises the first error, a `DmsoftError`, at the end.
     """
-    if not lower.goes_without_primary(names):
-        return []
+    return _mark_all(names) if lower.goes_without_primary(names) else []
+
+
+def _mark_all(names: Names) -> list[str]:
     disks = {label: disk for label in _written(names) if (disk := _disk(names, label)) is not None}
     seen = {member.number: member for member in locate.census(disks.values()).members}
     generation, first = _generation(names), None

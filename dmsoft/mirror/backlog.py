@@ -103,10 +103,9 @@ def requests(node: Node) -> tuple[int, int]:
     info = device(node).info()
     if info is None:
         return 0, 0
-    if info.suspended:
-        return 1, 0
     words = Path(f"/sys/dev/block/{info.number}/stat").read_text().split()
-    return int(words[8]), int(words[0]) + int(words[4])
+    under_way, done = int(words[8]), int(words[0]) + int(words[4])
+    return (max(1, under_way) if info.suspended else under_way), done
 
 
 def expected(look: Callable[[], tuple[int, int]], sleep: Callable[[float], None]) -> float:

@@ -11,7 +11,7 @@ from dmsoft.dm.kernel import require_targets
 from dmsoft.errors import DeviceError, DmsoftError, MetadataError
 from dmsoft.member import regions
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import attach, canary, dropped, job, locate, plug, registry, tracker, untracked
+from dmsoft.mirror import alone, attach, canary, dropped, job, locate, plug, registry, tracker, untracked
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards, takes_discards
 from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
@@ -121,6 +121,7 @@ def _bring_up(running: Running) -> str | None:
     Tracking that fails does not keep the primary from its user: then the top comes without it.
     """
     names = running.names
+    alone.mark(names)  # a raid1 whose top others removed is the only witness
     dismantle([*inner_nodes(names), names.top])
     dropped.notice(running)
     doubt = _check_tracker(running)

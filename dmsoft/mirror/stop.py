@@ -43,6 +43,7 @@ def stop(name: str) -> Stopped:
         if active:
             alone.require_primary(names)  # also when its disk is gone, and nothing on it can tell the next start
             require_unused(names)
+            alone.require_primary(names)  # the last writer's close may have flushed
             with contextlib.suppress(NotFoundError):
                 running = Running.of(locate.assemble(name))
                 stopped(running)
@@ -109,6 +110,7 @@ def stopped(running: Running) -> None:
     names, payload = running.names, running.payload
     coupled = lower.attached_labels(names, [record.label for record in payload.members])
     dismantle([names.top])
+    alone.mark(names)  # nobody writes any more: the last moment to see it
     dismantle([names.lower, names.shield])
     with contextlib.suppress(DmsoftError):  # a cache that cannot be drained costs time later: S never counted on it
         attach.drain_caches(running, coupled)

@@ -148,7 +148,7 @@ def _prove(
         return Proved.nothing(), {}
     try:
         proven = proof.prove(running, attached, guard, progress, cancelled, wanted.rate)
-    except (CancelledError, MetadataError):
+    except (CancelledError, MetadataError, lower.PrimaryDroppedError):
         raise
     except DmsoftError as err:
         if len(records) == len(attached):

@@ -286,6 +286,8 @@ class Keeper:
             self._look_at = min(self._look_at, now)  # which tells it
         elif pulse.failing and not pulse.left_out:  # else nothing but the legs has what is newest
             self._rescue("shed", now)
+        if pulse.left_out:
+            self._rescues["shed"] = NEVER
         self._left_out = pulse.left_out
         if pulse.tracking in ("failed", "suspended"):
             self._want_mend(now)

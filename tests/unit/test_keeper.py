@@ -260,6 +260,20 @@ def test_a_primary_that_md_leaves_out_is_noted_before_all_else() -> None:
     assert world.until(1) == Action("mark")
 
 
+def test_no_leg_is_let_go_of_once_the_primary_is_left_out() -> None:
+    """As it would be refused time and again."""
+    world = World(secondary("one", "attached", mode="write-behind"))
+    world.pulse = Pulse("ok", ("one",))
+    world.keeper.lower_changed(world.now)
+    assert world.until(1) == Action("shed")
+    world.pulse = Pulse("ok", ("one",), left_out=True)
+    world.finish(Failure("primary-dropped", "The primary was dropped.", 9), "shed")
+    world.keeper.lower_changed(world.now)
+    assert world.until(keepers.FIRST_BACKOFF) == Action("mark")
+    world.finish(Marked(("one",)), "mark")
+    assert world.until(10 * keepers.FIRST_BACKOFF) is None
+
+
 def test_a_leg_that_cannot_be_let_go_of_is_an_alert() -> None:
     world = World(secondary("one", "attached", mode="write-behind"))
     world.pulse = Pulse("ok", ("one",))
