@@ -120,6 +120,21 @@ def get_back(rig: Rig, newest: bytes) -> None:
 
 
 @pytest.mark.slow
+def test_a_start_hears_the_raid1_that_others_left(rig: Rig) -> None:
+    """Nobody ran a verb, there is no daemon, and only the top was removed."""
+    options = ("--metadata", str(rig.disks["c0"]))
+    rig.create(*WRITE_BEHIND, *options, primary=str(rig.disks["small0"]), one=rig.cut("s0", 32 * MIB))
+    rig.resync()
+    newest = unplug_primary(rig)
+    sh("dmsetup", "remove", "--retry", NAME)
+    rig.disks.replug("small0")
+    ok("start", NAME)
+    assert rig.states(code=9) == {"one": "diverged"}
+    assert dmsoft("resync", NAME).code == 8
+    get_back(rig, newest)
+
+
+@pytest.mark.slow
 def test_secondaries_that_go_on_alone_share_a_generation(rig: Rig) -> None:
     """A primary that is here and failed one write: its slots tell as well. One that md dropped is not newer."""
     path = rig.cut("p0", SIZE)
