@@ -13,6 +13,7 @@ from dmsoft.units import parse_size
 from tests.harness import kernels, vm
 from tests.harness.errors import HarnessError
 from tests.harness.qemu import CHECKOUT
+from tests.harness.signals import unwind
 
 _LAST_LINES = 30
 
@@ -98,13 +99,6 @@ def _writer(descriptor: int) -> vm.Sink:
     return write
 
 
-def _end(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 if __name__ == "__main__":
-    # As an exception a signal unwinds through the clean-up: no VM and no temporary disk is left behind.
-    signal.signal(signal.SIGTERM, _end)
-    signal.signal(signal.SIGHUP, _end)
-    signal.signal(signal.SIGINT, _end)
+    unwind()
     sys.exit(main(sys.argv[1:]))

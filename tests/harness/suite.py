@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from pathlib import Path
 from tests.harness import kernels
 from tests.harness.guestkit import DISKS
 from tests.harness.qemu import CHECKOUT
+from tests.harness.signals import unwind
 
 TOTALS = "dmsoft-totals "
 SMOKE_KERNELS = ("7.2", "6.12")
@@ -239,11 +239,6 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_args(argv), extra
 
 
-def _end(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _end)
+    unwind()
     sys.exit(main(sys.argv[1:]))

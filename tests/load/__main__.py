@@ -6,7 +6,6 @@ go and catch up. Every copy is looked into by the file system's and the programs
 import argparse
 import os
 import random
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +16,7 @@ from dmsoft.units import MIB
 from tests.harness import kernels, vm
 from tests.harness.errors import HarnessError
 from tests.harness.qemu import CHECKOUT
+from tests.harness.signals import unwind
 from tests.load.database import make_cluster
 
 _KINDS = ("ext4", "xfs")
@@ -73,12 +73,6 @@ def main(argv: list[str]) -> int:
     return 0 if good else 1
 
 
-def _end(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 if __name__ == "__main__":
-    # As an exception a signal unwinds through the clean-up.
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _end)
+    unwind()
     sys.exit(main(sys.argv[1:]))

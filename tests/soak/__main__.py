@@ -7,7 +7,6 @@ import contextlib
 import json
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ import msgspec
 
 from tests.harness import vm, writelog
 from tests.harness.kernels import DEFAULT
+from tests.harness.signals import unwind
 from tests.soak.campaigns import CAMPAIGNS, soak
 from tests.soak.claims import look, primary_problems, problems
 from tests.soak.content import BLOCK, Content
@@ -164,11 +164,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _end(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, _end)
+    unwind()
     sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from tests.harness import kernels, vm
 from tests.harness.qemu import CHECKOUT
+from tests.harness.signals import unwind
 from tests.vagrant import sandbox, wheels
 
 
@@ -58,11 +59,6 @@ def main(argv: list[str]) -> int:
     return code
 
 
-def _end(number: int, _frame: object) -> None:
-    raise SystemExit(128 + number)
-
-
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+    unwind(signal.SIGTERM, signal.SIGHUP)
     sys.exit(main(sys.argv[1:]))
