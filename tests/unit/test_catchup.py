@@ -203,7 +203,7 @@ def test_runs_that_are_killed_at_any_step(
     monkeypatch.setattr(steps, "watch", None)
     chance, killed = machine.chance, 0
     with contextlib.closing(machine):
-        for _ in range(40):
+        while killed < 20:
             machine.write(*chance.sample(range(BLOCKS), chance.randrange(BLOCKS // 2)))
             machine.busy = chance.choice([0, 0, 0.3])
             kill_after(chance.choice([1, 4, 10, 20, 50]) + chance.randrange(10))
@@ -216,7 +216,6 @@ def test_runs_that_are_killed_at_any_step(
             if chance.random() < 0.2:
                 machine.run()
                 assert data_of(machine.secondary.image()) == machine.primary.path.read_bytes()
-    assert killed >= 15
 
 
 def test_a_first_copy_goes_on_where_it_was_cut_off(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
