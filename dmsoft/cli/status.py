@@ -10,7 +10,7 @@ from dmsoft.cli.options import cancel_event, json_option
 from dmsoft.report.output import emit
 
 if TYPE_CHECKING:
-    from dmsoft.mirror.observe import StatusView
+    from dmsoft.mirror.views import StatusView
 
 MISSED = 9
 

@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is true of every mirror at this moment: the answer of `dmsoft status`. Changes nothing.
-
-These types are the JSON that scripts rely on: fields are only ever added. Sizes are bytes, times RFC 3339 UTC, and
-what is not known is null.
-"""
+"""What is true of every mirror at this moment: the answer of `dmsoft status`. Changes nothing."""
 
 import contextlib
 import os
@@ -11,14 +7,14 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
-
 from dmsoft.dm.device import devices
 from dmsoft.dm.failures import SuspendedError
 from dmsoft.dm.targets import EraStatus
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.spread import spread
 from dmsoft.errors import BusyError, DmsoftError, NotFoundError, NotRootError
+from dmsoft.inventory.sysfs import block_device
+from dmsoft.inventory.usage import users
 from dmsoft.member import keys
 from dmsoft.member.payload import MemberRecord, Secondary
 from dmsoft.member.record import record_of
@@ -31,91 +27,12 @@ from dmsoft.mirror.missing import StaleSets
 from dmsoft.mirror.names import PREFIX, Names
 from dmsoft.mirror.running import Running, is_active, node_path
 from dmsoft.mirror.start import doubt_of
+from dmsoft.mirror.views import BAD, Alert, EraView, MirrorView, PrimaryView, SecondaryView, State, StatusView, ViaView
 from dmsoft.resync.extents import size_bytes
-from dmsoft.units import format_size
 
-State = Literal["current", "attached", "stale", "syncing", "away", "missing", "failed", "unknown", "diverged"]
-_BAD: frozenset[State] = frozenset({"failed", "unknown", "diverged"})
 _LOCK_SECONDS = 5.0
 _MAP_PARTS = 40
 _FILL_WARNING = 0.75
-
-
-class EraView(msgspec.Struct, frozen=True):
-    """``metadata_used`` and ``metadata_total`` are metadata blocks of 4096 bytes."""
-
-    current: int | None = None
-    block_bytes: int | None = None
-    metadata_used: int | None = None
-    metadata_total: int | None = None
-
-
-class PrimaryView(msgspec.Struct, frozen=True):
-    device: str | None
-    state: Literal["ok", "missing", "failed"]
-
-
-class ViaView(msgspec.Struct, frozen=True):
-    type: str
-
-
-class SecondaryView(msgspec.Struct, frozen=True):
-    """``stale_map``: how much of each of up to 40 equal parts of the device is stale, in percent. ``journal``: what a
-    resync that was cut off left in it; a committed one counts, and ``consistent_as_of`` is its point in time, while
-    ``synced_era`` and what is stale are of the data region as it lies there. ``catch_up_seconds``: how long a resync
-    would take at the rate of the last one. ``interval_seconds`` and ``expect_seconds`` are what was promised of it: how
-    far it may lag, and how long it may be away."""
-
-    label: str
-    uuid: str
-    device: str | None
-    state: State
-    via: ViaView
-    mode: str
-    synced_era: int | None = None
-    stale_blocks: int | None = None
-    stale_bytes: int | None = None
-    lag_seconds: float | None = None
-    consistent_as_of: str | None = None
-    reason: str | None = None
-    progress: float | None = None
-    stale_map: tuple[int, ...] | None = None
-    journal: Literal["staged", "committed"] | None = None
-    away_since: str | None = None
-    catch_up_seconds: float | None = None
-    verified_at: str | None = None
-    interval_seconds: float | None = None
-    expect_seconds: float | None = None
-
-
-class Alert(msgspec.Struct, frozen=True):
-    code: str
-    summary: str
-
-
-class MirrorView(msgspec.Struct, frozen=True):
-    name: str
-    uuid: str
-    active: bool
-    mode: str | None
-    device: str
-    size_bytes: int | None
-    era: EraView
-    primary: PrimaryView
-    secondaries: tuple[SecondaryView, ...]
-    alerts: tuple[Alert, ...]
-    run: RunView | None = None
-
-    @property
-    def healthy(self) -> bool:
-        """False when a promise is missed or a disk failed or is unknown; ordinary lag and absence are fine."""
-        bad = any(each.state in _BAD for each in self.secondaries) or self.primary.state != "ok"
-        return not bad and not self.alerts
-
-
-class StatusView(msgspec.Struct, frozen=True):
-    mirrors: tuple[MirrorView, ...]
-    schema: int = 1
 
 
 def status(name: str | None = None) -> StatusView:
@@ -328,7 +245,7 @@ class _Observer:
         share = None
         if self.run is not None and self.run.copies and label in self.run.labels and placed is not None:
             state, share = "syncing", self.run.share
-        if state in _BAD:
+        if state in BAD:
             alerts.append(Alert(f"secondary-{state}", f"{label}: {reason or decision.reason}."))
         told = left.sync if left is not None and left.committed else sync
         as_of = told.consistent_as_of
@@ -374,9 +291,18 @@ class _Observer:
         problem = self.running.assembly.problems.get(record.label)
         if problem is not None:
             return "failed", problem.message.rstrip(".")
-        if any(os.path.exists(f"/dev/disk/by-id/{name}") for name in record.identity.by_id):
-            return "failed", "its disk is here, but its header cannot be read"
+        for name in record.identity.by_id:
+            if os.path.exists(path := f"/dev/disk/by-id/{name}"):
+                return "failed", _why_unread(path)
         return ("away", None) if record.away_since is not None else ("missing", "its disk is not here")
+
+
+def _why_unread(path: str) -> str:
+    """What keeps a disk that is here from being found."""
+    with contextlib.suppress(DmsoftError):
+        if found := users(block_device(path)):
+            return f"its disk cannot be used: {found[0]}"
+    return "its disk is here, but its header cannot be read"
 
 
 def _lag(clean_until: float | None, blocks: BlockSet | None, state: State) -> float | None:
@@ -386,10 +312,3 @@ def _lag(clean_until: float | None, blocks: BlockSet | None, state: State) -> fl
     if blocks is not None and not blocks:
         return 0.0
     return None if clean_until is None else max(0.0, round(time.time() - clean_until, 1))
-
-
-def summary(view: SecondaryView) -> str:
-    """What a secondary misses, in a few words."""
-    if view.stale_bytes is None:
-        return "not known"
-    return "nothing" if not view.stale_bytes else format_size(view.stale_bytes)

@@ -11,7 +11,7 @@ import msgspec
 from dmsoft.dm.events import EventPoll
 from dmsoft.errors import DivergedError, DmsoftError, NotFoundError
 from dmsoft.mirror import observe
-from dmsoft.mirror.observe import SecondaryView
+from dmsoft.mirror.views import SecondaryView
 from dmsoft.resync.copy import CancelledError
 from dmsoft.units import format_duration
 

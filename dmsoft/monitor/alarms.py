@@ -3,7 +3,7 @@
 
 from dataclasses import dataclass, field
 
-from dmsoft.mirror.observe import Alert
+from dmsoft.mirror.views import Alert
 from dmsoft.monitor.events import Event
 
 

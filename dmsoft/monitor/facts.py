@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from dmsoft.member.payload import Mode
-from dmsoft.mirror.observe import Alert, State
+from dmsoft.mirror.views import Alert, State
 
 Tracking = Literal["ok", "filling", "failed", "suspended"]
 Kind = Literal["look", "pulse", "mark", "shed", "mend", "catch-up"]

@@ -14,7 +14,7 @@ from typing import Final
 
 from dmsoft.errors import MetadataError
 from dmsoft.mirror.bulletin import Held, Said
-from dmsoft.mirror.observe import Alert
+from dmsoft.mirror.views import Alert
 from dmsoft.monitor.alarms import Alarms
 from dmsoft.monitor.care import NEVER, Care
 from dmsoft.monitor.events import Event

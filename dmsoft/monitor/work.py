@@ -12,10 +12,10 @@ from dmsoft.mirror import alone, bulletin, locate, lower, observe, plug, shed, s
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked, yield_on_sigterm
 from dmsoft.mirror.names import Names
-from dmsoft.mirror.observe import MirrorView, SecondaryView
 from dmsoft.mirror.progress import Silent
 from dmsoft.mirror.running import device, is_active, is_tracked
 from dmsoft.mirror.sync import Outcome, Request
+from dmsoft.mirror.views import MirrorView, SecondaryView
 from dmsoft.monitor.facts import (
     Action,
     CaughtUp,

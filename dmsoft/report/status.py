@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dmsoft.mirror.at_work import RunView
-from dmsoft.mirror.observe import MirrorView, SecondaryView, StatusView, summary
+from dmsoft.mirror.views import MirrorView, SecondaryView, StatusView, summary
 from dmsoft.report.maps import line
 from dmsoft.report.output import clean, console, count, echo, say, show_table, speaks_unicode, time_text
 from dmsoft.units import format_duration, format_size

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable
 
-from dmsoft.mirror.observe import StatusView
+from dmsoft.mirror.views import StatusView
 from dmsoft.report.output import console, emit, say
 from dmsoft.report.status import show
 

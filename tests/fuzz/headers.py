@@ -19,7 +19,7 @@ from dmsoft.member.header import read as read_header
 from dmsoft.member.payload import AnyPayload, Identity
 from dmsoft.mirror import locate, observe
 from dmsoft.mirror.arrival import Sight, genuine
-from dmsoft.mirror.observe import MirrorView
+from dmsoft.mirror.views import MirrorView
 from dmsoft.report import examine
 from tests import mirror_model
 from tests.fuzz.tally import Tally

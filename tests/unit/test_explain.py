@@ -13,7 +13,7 @@ import pytest
 import dmsoft
 from dmsoft.cli import run
 from dmsoft.errors import DmsoftError
-from dmsoft.mirror.observe import _BAD
+from dmsoft.mirror.views import BAD
 from dmsoft.report.explanations import explanation, known
 
 SOURCE = Path(dmsoft.__file__).parent
@@ -77,7 +77,7 @@ def literal_codes(name: str) -> set[str]:
 
 
 def test_explain_knows_every_alert() -> None:
-    wanted = literal_codes("Alert") | {f"secondary-{state}" for state in _BAD} | {"primary-missing", "primary-failed"}
+    wanted = literal_codes("Alert") | {f"secondary-{state}" for state in BAD} | {"primary-missing", "primary-failed"}
     assert len(wanted) >= 8
     assert wanted <= known().keys()
     for code in wanted:

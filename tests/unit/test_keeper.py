@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from dmsoft.mirror.observe import Alert
+from dmsoft.mirror.views import Alert
 from dmsoft.monitor import keeper as keepers
 from dmsoft.monitor.care import PROOF_SECONDS
 from dmsoft.monitor.events import EVENTS

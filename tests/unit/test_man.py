@@ -24,10 +24,10 @@ from dmsoft.member.payload import Cache, MemberRecord, Metadata, Primary, Second
 from dmsoft.member.survey import Survey
 from dmsoft.mirror.create import Created
 from dmsoft.mirror.missing import Missing
-from dmsoft.mirror.observe import Alert, EraView, MirrorView, PrimaryView, SecondaryView, State, StatusView
 from dmsoft.mirror.progress import Planned
 from dmsoft.mirror.start import Started
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
+from dmsoft.mirror.views import Alert, EraView, MirrorView, PrimaryView, SecondaryView, State, StatusView
 from dmsoft.mirror.waiting import Waited
 from dmsoft.report.explanations import known
 from tests import features, header_model, mirror_model

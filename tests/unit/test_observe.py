@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from dmsoft.dm.targets import EraStatus
-from dmsoft.mirror.observe import Alert, EraView, _Observer
+from dmsoft.mirror.observe import _Observer
+from dmsoft.mirror.views import Alert, EraView
 from tests import mirror_model
 
 

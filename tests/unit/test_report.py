@@ -13,18 +13,9 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.era.spread import spread
 from dmsoft.mirror.at_work import RunView
 from dmsoft.mirror.missing import Missing
-from dmsoft.mirror.observe import (
-    Alert,
-    EraView,
-    MirrorView,
-    PrimaryView,
-    SecondaryView,
-    StatusView,
-    ViaView,
-    summary,
-)
 from dmsoft.mirror.progress import Meter, Planned
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
+from dmsoft.mirror.views import Alert, EraView, MirrorView, PrimaryView, SecondaryView, StatusView, ViaView, summary
 from dmsoft.report import maps, progress, ranges, resync, stale, status
 from dmsoft.report.output import emit, say
 from dmsoft.units import GIB, MIB

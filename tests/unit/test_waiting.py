@@ -11,7 +11,7 @@ import pytest
 
 from dmsoft.errors import DivergedError, NotFoundError
 from dmsoft.mirror import observe, waiting
-from dmsoft.mirror.observe import EraView, MirrorView, PrimaryView, SecondaryView, StatusView, ViaView
+from dmsoft.mirror.views import EraView, MirrorView, PrimaryView, SecondaryView, StatusView, ViaView
 from dmsoft.mirror.waiting import WaitTimeoutError, wait_until
 from dmsoft.report import watch
 from dmsoft.resync.copy import CancelledError

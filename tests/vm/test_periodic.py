@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from dmsoft.mirror.observe import MirrorView, status
+from dmsoft.mirror.observe import status
+from dmsoft.mirror.views import MirrorView
 from dmsoft.units import KIB, MIB
 from tests.vm.rig import (
     NAME,

@@ -340,6 +340,20 @@ def test_a_member_of_another_host_and_one_that_was_removed(rig: Rig) -> None:
 
 
 @pytest.mark.slow
+def test_a_disk_that_something_else_holds(rig: Rig) -> None:
+    make(rig)
+    ok("stop", NAME)
+    assert rig.states() == {"one": "current"}
+    sh("dmsetup", "create", "foreign", data=f"0 {SIZE // 512} linear {rig.secondaries['one']} 0\n".encode())
+    try:
+        one = rig.secondary("one", code=9)
+        assert one["state"] == "failed" and "held by" in one["reason"] and "(foreign)" in one["reason"]
+    finally:
+        sh("dmsetup", "remove", "--retry", "foreign")
+    assert rig.states() == {"one": "current"}
+
+
+@pytest.mark.slow
 def test_another_size_another_history_and_another_thing(rig: Rig) -> None:
     make(rig)
     unplugged(rig)
