@@ -2,9 +2,10 @@
 """The guard's loop over this process's real standard input and output, with stand-ins for its two devices.
 
 The one argument is JSON: which devices are ``suspended``, how often a step of each ``fails`` before it works, whether
-it does so for want of memory (``starved``), the file that is the mirror's kernel ``lock``, if there is one, and whether
-there is a ``way_out`` of a top that cannot be resumed. What is done to them goes to standard error, a line each. What a
-kernel would do is not the question here: when the guard acts, in which order, and that it does not give up, is.
+it does so for want of memory (``starved``), the file that is the mirror's kernel ``lock``, if there is one, whether
+there is a ``way_out`` of a top that cannot be resumed, and the status of the ``raid`` in the lower, if there is one.
+What is done to them goes to standard error, a line each. What a kernel would do is not the question here: when the
+guard acts, in which order, and that it does not give up, is.
 """
 
 import errno
@@ -14,7 +15,7 @@ import sys
 from dataclasses import dataclass, field
 
 from dmsoft.dm.cookie import Cookie
-from dmsoft.dm.device import Info
+from dmsoft.dm.device import Info, TargetLine
 from dmsoft.dm.failures import DmIoctlError
 from dmsoft.dm.helper import Operation
 from dmsoft.dm.targets import Linear, Table, single
@@ -37,6 +38,7 @@ class StandIn:
     suspended: bool
     fails: dict[str, int] = field(default_factory=dict)
     starved: bool = False
+    raid: str | None = None
 
     def _step(self, what: str) -> None:
         left = self.fails.get(what, 0)
@@ -47,6 +49,14 @@ class StandIn:
 
     def info(self) -> Info:
         return Info(self.name, "", 253, 0, self.suspended, True, False, 1, 0, False)
+
+    def status(self, *, asleep: bool = False) -> tuple[TargetLine, ...]:
+        assert asleep is self.suspended
+        words = ("linear", "") if self.raid is None else ("raid", self.raid)
+        return (TargetLine(Sectors(0), Sectors(2048), *words),)
+
+    def clear(self) -> None:
+        self._step("clear")
 
     def load(self, table: Table) -> None:
         assert table == FALLBACK
@@ -92,6 +102,7 @@ def main() -> None:
         StandIn(name, name in asked["suspended"], asked.get("fails", {}).get(name, {}), asked.get("starved", False))
         for name in ("top", "lower")
     )
+    lower.raid = asked.get("raid")
     guard._WATCH_SECONDS = 0.3
     lock = os.open(asked["lock"], os.O_RDWR) if "lock" in asked else None
     way_out = StandInWayOut(top, asked["way_out"]) if asked.get("way_out") is not None else None

@@ -56,24 +56,23 @@ def marking(names: Names, *, dry_run: bool = False) -> Iterator[None]:
         raise
 
 
-def mark(names: Names) -> list[str]:
+def mark(names: Names) -> list[str] | None:
     """If md goes on without the primary, give the secondaries that it writes a generation of their own; returns the
-    labels of those that have it now, whoever gave it. A second call adds nothing.
+    labels of those that have it now, whoever gave it, and None if it does not. A second call adds nothing.
 
     Call it under the operation lock. Each is tried; raises the first error, a `DmsoftError`, at the end.
     """
-    return _mark_all(names) if lower.goes_without_primary(names) else []
+    return _mark_all(names) if lower.goes_without_primary(names) else None
 
 
 def _mark_all(names: Names) -> list[str]:
-    disks = {label: disk for label in _written(names) if (disk := _disk(names, label)) is not None}
-    seen = {member.number: member for member in locate.census(disks.values()).members}
-    generation, first = _generation(names), None
-    marked = []
-    for label, disk in disks.items():
+    marked, first = [], None
+    generation = _generation(names)
+    for label in _written(names):
         try:
-            _mark(names, label, seen.get(f"{disk.major}:{disk.minor}"), generation)
-            marked.append(label)
+            if (disk := _disk(names, label)) is not None:
+                _mark(names, label, disk, generation)
+                marked.append(label)
         except DmsoftError as err:
             first = first or err
     if first is not None:
@@ -106,7 +105,8 @@ def _disk(names: Names, label: str) -> BlockDevice | None:
         return None
 
 
-def _mark(names: Names, label: str, member: Member | None, generation: str) -> None:
+def _mark(names: Names, label: str, on: BlockDevice, generation: str) -> None:
+    member = next(iter(locate.census([on]).members), None)  # one that hangs is not waited for
     if member is None or not _is_its(names, label, member):
         raise DeviceError(
             f"What {label} of {names.name} stands on has no header that is signed and its own.",

@@ -11,8 +11,9 @@ at a time into a pipe:
     disarm           everything is resumed
 
 It answers ``ready`` once and ``tripped`` whenever it had to act. It resumes bottom-up, and gives a suspended lower the
-plain linear table first: whatever was about to be coupled to the primary is not trusted. A top that the kernel does
-not resume, because its era metadata failed meanwhile, gets out by `dmsoft.mirror.wayout`.
+plain linear table first: whatever was about to be coupled to the primary is not trusted. Only a raid1 that has left the
+primary out stays, as the primary alone is the older copy. A top that the kernel does not resume, because its era
+metadata failed meanwhile, gets out by `dmsoft.mirror.wayout`.
 """
 
 import contextlib
@@ -34,6 +35,7 @@ from dmsoft.dm.helper import Helper, Operation, isolate
 from dmsoft.dm.targets import Table
 from dmsoft.errors import DeviceError, DmsoftError
 from dmsoft.member import header
+from dmsoft.mirror.health import goes_without_primary
 from dmsoft.mirror.lock import opened, tried
 from dmsoft.mirror.wayout import TrackingLostError, WayOut
 from dmsoft.run import CommandError, run
@@ -223,7 +225,7 @@ def _serve(guard: Guard, commands: int, answers: int) -> Never:
         lock = opened(guard.mirror_uuid, "kernel")
         with memory.locked():
             # Every page that the way out needs is touched once, here.
-            guard.top.info(), guard.lower.info(), time.monotonic(), str(guard.fallback[0])
+            guard.top.info(), goes_without_primary(guard.lower), time.monotonic(), str(guard.fallback[0])
             str([leg.info() for leg in guard.legs])
             if way_out is not None:
                 str(way_out.plain[0]), header.require(way_out.disk, key=way_out.key)
@@ -307,7 +309,10 @@ class Rescue:
                     leg.resume(wait=False)
         if _is_suspended(self.lower):
             with contextlib.suppress(DmsoftError, ValueError):
-                self.lower.load(self.fallback)
+                if self._must_stay():
+                    self.lower.clear()
+                else:
+                    self.lower.load(self.fallback)
                 if self.helper is None:
                     self.lower.resume(wait=False)
                 else:
@@ -315,6 +320,13 @@ class Rescue:
         if _is_suspended(self.top):
             with contextlib.suppress(DmsoftError):
                 resume_top(self.top, self.way_out)
+
+    def _must_stay(self) -> bool:
+        """Whether the live table of the lower is a raid1 that goes on without the primary, or cannot be asked."""
+        try:
+            return goes_without_primary(self.lower, asleep=True)
+        except (DmsoftError, ValueError):
+            return True
 
 
 def _is_suspended(device: Device) -> bool:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from dmsoft.dm import memory
 from dmsoft.dm.device import devices
-from dmsoft.dm.targets import Raid1, RaidStatus, Table
+from dmsoft.dm.targets import Raid1, Table
 from dmsoft.errors import BusyError, DeviceError
+from dmsoft.mirror import health
 from dmsoft.mirror.execute import device, dismantle
 from dmsoft.mirror.guard import Guard, resume_watched
 from dmsoft.mirror.lock import locked
@@ -29,17 +30,6 @@ class PrimaryDroppedError(DeviceError):
     """
 
     code = "primary-dropped"
-
-
-def raid_status(names: Names, *, asleep: bool = False) -> RaidStatus | None:
-    """The raid1's own view of its legs (never trusted for staleness); None when the lower is linear or missing, and
-    when it is suspended, unless ``asleep``."""
-    lower = device(names.lower)
-    info = lower.info()
-    if info is None or (info.suspended and not asleep) or not info.live_table:
-        return None
-    (line,) = lower.status(asleep=asleep)
-    return RaidStatus.parse(line.text) if line.kind == "raid" else None
 
 
 def is_raid(names: Names) -> bool:
@@ -96,7 +86,7 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
         guard.deadline(_SWAP_SECONDS)
         dropped = True  # also if it cannot be asked
         try:
-            dropped = _health(names, names.primary, asleep=True) == "D"
+            dropped = health.goes_without_primary(target, asleep=True)
         finally:
             if dropped:  # by a write that was under way just now; the raid1 goes on, as only it has that write
                 target.clear()
@@ -160,8 +150,9 @@ def require_primary(names: Names) -> None:
 
 
 def goes_without_primary(names: Names) -> bool:
-    """Whether there is a raid1 that has dropped the primary."""
-    return is_raid(names) and leg_health(names, names.primary) == "D"
+    """Whether there is a raid1 that goes on without the primary."""
+    with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
+        return health.goes_without_primary(device(names.lower))
 
 
 def _primary_dropped(names: Names) -> PrimaryDroppedError:
@@ -174,19 +165,14 @@ def _primary_dropped(names: Names) -> PrimaryDroppedError:
 def leg_health(names: Names, node: Node) -> str | None:
     """The raid1's letter for the leg on that node (A, a, D or -), None when it has no such leg."""
     with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
-        return _health(names, node, asleep=False)
-
-
-def _health(names: Names, node: Node, *, asleep: bool) -> str | None:
-    """`leg_health` under the lock; dm-raid answers ``asleep`` too."""
-    status = raid_status(names, asleep=asleep)
-    leg = device(node).info()
-    if status is None or leg is None:
-        return None
-    (line,) = device(names.lower).table()
-    target = line.segment().target
-    if not isinstance(target, Raid1):
-        return None
-    positions = {each.data: index for index, each in enumerate(target.legs)}
-    index = positions.get(leg.number)
-    return None if index is None else status.health[index]
+        status = health.raid_status(device(names.lower))
+        leg = device(node).info()
+        if status is None or leg is None:
+            return None
+        (line,) = device(names.lower).table()
+        target = line.segment().target
+        if not isinstance(target, Raid1):
+            return None
+        positions = {each.data: index for index, each in enumerate(target.legs)}
+        index = positions.get(leg.number)
+        return None if index is None else status.health[index]

@@ -141,7 +141,7 @@ class Proof:
                 lost[each.label] = self._compare(each, era)
                 if not lost[each.label]:
                     each.vouch(era, self.running.payload.tracker.id)
-            except CancelledError:
+            except (CancelledError, lower.PrimaryDroppedError):
                 raise
             except DmsoftError as err:
                 each.error = err
@@ -177,6 +177,9 @@ class Proof:
             if not part:
                 continue
             suspects, _ = suspected(self.running, self.source, each, part, self.cancelled, self.throttle, self.progress)
+            lower.require_primary(
+                self.running.names
+            )  # those that go on without it have to be noted, and the lock is here
             written = self._written_since(era) if suspects else part
             found = [block for block in suspects if block not in written]
             if found:

@@ -17,11 +17,12 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import DeviceError, DmsoftError, NotFoundError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import job, locate, sync
+from dmsoft.mirror import alone, job, locate, lower, sync
 from dmsoft.mirror.barrier import barrier
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
+from dmsoft.mirror.names import Names
 from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.running import Running, guard_of
 from dmsoft.mirror.start import uuid_of
@@ -90,7 +91,10 @@ class Wanted:
 def verify(wanted: Wanted, reporter: Reporter, cancelled: threading.Event) -> tuple[Verified, DmsoftError | None]:
     """Compare; returns what was found, and the error for the first secondary with one. The mirror must be running."""
     start = time.monotonic()
-    with locked(uuid_of(wanted.name), "operation", name=wanted.name, verb="verify"):
+    uuid = uuid_of(wanted.name)
+    names = Names(wanted.name, uuid)
+    with locked(uuid, "operation", name=wanted.name, verb="verify"), alone.marking(names):
+        lower.require_primary(names)
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
         records = sync.chosen(running, wanted.labels)
@@ -181,6 +185,7 @@ class Round:
         suspects, compared = suspected(
             self.running, self.source, self.job, clean, self.cancelled, self.throttle, self.progress
         )
+        lower.require_primary(self.running.names)  # secondaries that go on without it are noted by who has the lock
         self.blocks += clean.count()
         self.bytes += compared
         self.mismatches += self._confirmed(suspects)

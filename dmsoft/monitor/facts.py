@@ -73,9 +73,9 @@ class Shed(msgspec.Struct, frozen=True):
 
 
 class Marked(msgspec.Struct, frozen=True):
-    """Secondaries whose headers say that they go on without the primary."""
+    """Secondaries whose headers say that they go on without the primary; None if it was not seen to be left out."""
 
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = None
 
 
 class Mended(msgspec.Struct, frozen=True):

@@ -130,7 +130,8 @@ class Keeper:
             self.looker = None
         else:
             self.actor, self._cancelling = None, False
-            self._look_at = min(self._look_at, now)
+            if action.kind not in _RESCUES or not _waits(result):  # else nothing was done
+                self._look_at = min(self._look_at, now)
         match result:
             case Failure():
                 self._failed(action, result, now)
@@ -145,8 +146,8 @@ class Keeper:
                 self.events += [Event("leg-detached", self.name, label) for label in result.labels]
             case Marked():
                 self._alarms.note("mark", None)
-                self._left_out = bool(result.labels)  # else it is tried again at the next pulse
-                self.events += [Event("secondary-alone", self.name, label) for label in result.labels]
+                self._left_out = result.labels is not None  # else the next pulse has it tried again
+                self.events += [Event("secondary-alone", self.name, label) for label in result.labels or ()]
             case Mended():
                 self._mended(result)
         self._tell_alerts()
@@ -333,7 +334,7 @@ class Keeper:
         )  # fmt: skip
 
     def _failed(self, action: Action, failure: Failure, now: float) -> None:
-        waits = failure.code in _PASSING
+        waits = _waits(failure)
         match action.kind:
             case "look":
                 self._look_at = min(self._look_at, now + (BUSY_SECONDS if waits else FIRST_BACKOFF))
@@ -391,3 +392,8 @@ class Keeper:
             alert = None if care.error is None else Alert("catch-up-failed", f"{label}: {care.error}")
             self._alarms.note(f"copy {label}", alert)
         self.events += self._alarms.news()
+
+
+def _waits(result: Result | Failure) -> bool:
+    """Whether nothing came of it because something else had to be waited for."""
+    return isinstance(result, Failure) and result.code in _PASSING

@@ -44,7 +44,8 @@ def do(action: Action, names: Names, cancelled: threading.Event) -> Result:
             return Pulse(_tracking(names), tuple(shed.failing(names)), left_out)
         case "mark":
             with locked(names.mirror_uuid, "operation", name=names.name, verb="monitor"):
-                return Marked(tuple(alone.mark(names)))
+                marked = alone.mark(names)
+                return Marked(None if marked is None else tuple(marked))
         case "shed":
             return Shed(tuple(shed.shed(names)))
         case "mend":

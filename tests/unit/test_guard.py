@@ -21,10 +21,10 @@ Process = subprocess.Popen[bytes]
 @contextmanager
 def keeping(
     suspended: list[str], lock: Path | None = None, *, way_out: int | None = None, starved: bool = False,
-    **fails: dict[str, int],
+    raid: str | None = None, **fails: dict[str, int],
 ) -> Iterator[Process]:  # fmt: skip
     """The loop in a process of its own, its pipes in our hands."""
-    asked = {"suspended": suspended, "fails": fails, "way_out": way_out, "starved": starved} | (
+    asked = {"suspended": suspended, "fails": fails, "way_out": way_out, "starved": starved, "raid": raid} | (
         {"lock": str(lock)} if lock else {}
     )
     argv = [sys.executable, "-m", "tests.guard_stand_in", json.dumps(asked)]
@@ -167,6 +167,21 @@ def test_a_hung_caller_gets_its_top_back_though_the_first_try_failed() -> None:
         lines = [process.stderr.readline().decode().strip() for _ in range(5)]
         assert process.poll() is None
         assert lines == ["load lower failed", "resume top failed", *IN_ORDER]
+
+
+@pytest.mark.parametrize("health", ["AD", "DAD", "Aa", "word"])
+def test_a_raid1_that_has_left_the_primary_out_stays(health: str) -> None:
+    """The plain linear table would bring the primary's older copy back. So would it, maybe, when nobody can say."""
+    with keeping(BOTH, raid=f"raid1 {len(health)} {health} 8/8 idle 0 0 -") as process:
+        tell(process, "arm\n")
+        assert end(process) == (["clear lower", "resume lower", "resume top"], b"tripped\n")
+
+
+@pytest.mark.parametrize("health", ["AA", "DA", "aa", "aA"])
+def test_any_other_raid1_becomes_linear(health: str) -> None:
+    with keeping(BOTH, raid=f"raid1 {len(health)} {health} 8/8 idle 0 0 -") as process:
+        tell(process, "arm\n")
+        assert end(process) == (IN_ORDER, b"tripped\n")
 
 
 @pytest.mark.parametrize("step", ["deadline 0.05\n", ""])

@@ -260,6 +260,25 @@ def test_a_primary_that_md_leaves_out_is_noted_before_all_else() -> None:
     assert world.until(1) == Action("mark")
 
 
+def test_with_every_disk_gone_there_is_nothing_to_note_again() -> None:
+    world = World(secondary("one", "attached", mode="write-behind"))
+    world.pulse = Pulse("ok", left_out=True)
+    world.keeper.lower_changed(world.now)
+    assert world.until(1) == Action("mark")
+    looks = [action.kind for action in world.started].count("look")
+    for _ in range(10):  # another command is at work: no disk is read for that
+        world.finish(Failure("busy", "Another command.", 10), "mark")
+        assert world.until(2) == Action("mark")
+    assert [action.kind for action in world.started].count("look") == looks
+    world.finish(Marked(None), "mark")  # the raid1 was suspended by somebody: it could not be asked
+    world.keeper.lower_changed(world.now)
+    assert world.until(60) == Action("mark")
+    world.finish(Marked(()), "mark")
+    for _ in range(5):
+        world.keeper.lower_changed(world.now)
+        assert world.until(60) is None
+
+
 def test_no_leg_is_let_go_of_once_the_primary_is_left_out() -> None:
     """As it would be refused time and again."""
     world = World(secondary("one", "attached", mode="write-behind"))

@@ -3,50 +3,16 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from dmsoft.units import MIB
+from tests.vm.owner import start
 from tests.vm.rig import NAME, Rig, ok, ours, refused, suspended, table, wait_until
 
 pytest_plugins = ("tests.vm.rig",)
-
-# A process of its own, so that it can die; it says where it is on standard output.
-_PROGRAM = """
-import sys, time
-from dmsoft.mirror import barrier, locate
-from dmsoft.mirror.execute import device
-from dmsoft.mirror.running import Running, guard_of
-
-def here():
-    print("here", flush=True)
-    time.sleep(600)
-
-running = Running.of(locate.assemble(sys.argv[2]))
-with guard_of(running, coupled=True) as guard:
-    if sys.argv[1] == "lower":
-        guard.arm()
-        device(running.names.lower).suspend(lockfs=False)
-        guard.deadline(600)
-        here()
-    with barrier.barrier(running.names, guard, freeze=False, deadline=float(sys.argv[3])) as inside:
-        if sys.argv[1] == "both":
-            device(running.names.lower).suspend(lockfs=False)
-            inside.lower_suspended = True
-        here()
-"""
-
-
-def start(what: str, deadline: float) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM, what, NAME, str(deadline)], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None and process.stdout.readline() == "here\n"
-    return process
 
 
 def small(rig: Rig, *options: str) -> None:

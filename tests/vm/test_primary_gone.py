@@ -2,17 +2,22 @@
 """A write-behind mirror that goes on without its primary: what its secondaries alone have is never overwritten by what
 the primary had before, whatever the machine forgets, and can be got back."""
 
+import contextlib
 import mmap
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dmsoft.member import header
+from dmsoft.mirror import locate, lower
+from dmsoft.mirror.running import Running, guard_of
 from dmsoft.units import MIB
 from tests.vm.monitor_bed import monitoring
-from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sh, table, wait_until, write
+from tests.vm.owner import start
+from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sh, suspended, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -57,6 +62,34 @@ def unplug_primary(rig: Rig) -> bytes:
     newest = rig.random(MIB)
     write(rig.top, AT, newest)
     return newest
+
+
+def fail_primary(rig: Rig) -> bytes:
+    """A primary that fails one write and is well again; returns what since then only the secondary has."""
+    path = rig.cut("p0", SIZE)
+    rig.create(*WRITE_BEHIND, primary=path, one=rig.cut("s0", SIZE))
+    rig.resync()
+    rig.behave(path, "p0", bad=((rig.primary_header().regions["data"].offset + 5 * MIB) // 512, 8))
+    rig.write(5)
+    assert health() == "AD"
+    newest = rig.random(MIB)
+    write(rig.top, AT, newest)
+    rig.behave(path, "p0")
+    return newest
+
+
+@contextlib.contextmanager
+def slow_recovery() -> Iterator[None]:
+    """md makes nearly no way with what it writes anew."""
+    limits = {Path("/proc/sys/dev/raid") / name: "1" for name in ("speed_limit_min", "speed_limit_max")}
+    before = {path: path.read_text() for path in limits}
+    try:
+        for path, limit in limits.items():
+            path.write_text(limit)
+        yield
+    finally:
+        for path, text in reversed(before.items()):
+            path.write_text(text)
 
 
 def copies(path: str) -> list[object]:
@@ -167,3 +200,36 @@ def test_secondaries_that_go_on_alone_share_a_generation(rig: Rig) -> None:
     assert dmsoft("resync", NAME).code == 8
     for label in ("one", "two"):
         assert read(cuts[label], now[label].regions["data"].offset + AT, MIB) == newest
+
+
+@pytest.mark.slow
+@pytest.mark.core
+def test_a_primary_that_md_tries_again_is_older_until_it_has_all(rig: Rig) -> None:
+    """A swap that finds it left out resumes the raid1 as it is, and each resume has md try a failed leg again."""
+    newest = fail_primary(rig)
+    before = rig.secondary_header("one")
+    running = Running.of(locate.assemble(NAME))
+    with slow_recovery():
+        with guard_of(running, coupled=True) as guard, pytest.raises(lower.PrimaryDroppedError):
+            lower.swap(running.names, guard, guard.fallback)
+        wait_until("md tries it again", lambda: health() == "Aa")
+        for verb in ("verify", "resync", "stop"):
+            assert "its secondaries alone" in refused(6, verb, NAME)
+        assert health() == "Aa" and read(rig.top, AT, MIB) == newest
+        assert rig.secondary_header("one").generation[:-1] == before.generation
+    wait_until("the primary has all of it", lambda: health() == "AA", seconds=120)
+    ok("stop", NAME)
+    assert rig.differing("one") == set()
+    data = rig.primary_header().regions["data"]
+    assert read(rig.primary, data.offset + AT, MIB) == newest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["lower", "both"])
+def test_the_guard_leaves_a_raid1_without_its_primary(rig: Rig, what: str) -> None:
+    newest = fail_primary(rig)
+    process = start(what, 600)
+    process.kill()
+    process.wait()
+    wait_until("nothing is suspended", lambda: not suspended())
+    assert table("m-lower").startswith("raid ") and read(rig.top, AT, MIB) == newest
