@@ -31,7 +31,12 @@ class Campaign:
 CAMPAIGNS = (
     Campaign("events", "tests.soak", ("--events", "60")),
     Campaign("cuts", "tests.crash.campaign", ("--lives", "3", "--cuts", "20", "--desk", "60")),
-    Campaign("kills", "tests.harness.suite", ("tests/vm/test_journal.py::test_killed_anywhere",), takes_seed=False),
+    Campaign(
+        "kills",
+        "tests.harness.suite",
+        ("tests/vm/test_journal.py::test_killed_anywhere", "tests/vm/test_crash.py"),
+        takes_seed=False,
+    ),
     Campaign("daemon", "tests.harness.suite", ("tests/vm/test_monitor_soak.py",), takes_seed=False),
     Campaign("load", "tests.load", ("--minutes", "5")),
     Campaign("fuzz", "tests.fuzz", ("--count", "20000")),
