@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What differs between kernels, by series: what `tests.vm.test_traps` and `tests.vm.test_doctor` hold each of them to,
-and what the manual shows.
-"""
+"""What differs between kernels, by series: what tests hold each of them to, and what the manual shows."""
 
 KERNELS = ("5.10", "6.1", "6.12", "6.18", "7.2")
 
@@ -16,7 +14,7 @@ BEHIND_FIRST = _row(True, True, True, True, True)
 BEHIND_SECOND = _row(True, False, True, True, True)
 TOUCHING_FIRST = _row(False, False, True, False, True)
 TOUCHING_SECOND = _row(False, False, True, False, True)
-# Does md know which places a write that failed behind belongs to, when the leg is back?
+# Does md know which place a write that failed belongs to, behind or not, when the leg is back?
 RECOVERS = _row(True, True, False, False, False)
 # Does it answer its messages idle and frozen as it should?
 ANSWERS = _row(True, True, False, False, False)
@@ -37,7 +35,7 @@ def table() -> str:
         ("write-behind, writes that touch", None),
         ("  secondary first", _words(TOUCHING_FIRST, "behind", "waits")),
         ("  secondary second", _words(TOUCHING_SECOND, "behind", "waits")),
-        ("md, of a write that failed behind", None),
+        ("md, of a write that failed", None),
         ("  recovers its place", _words(RECOVERS, "yes", "no")),
         ("md, its messages idle and frozen", None),
         ("  answered without error", _words(ANSWERS, "yes", "no")),

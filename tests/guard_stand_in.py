@@ -103,6 +103,7 @@ def main() -> None:
         for name in ("top", "lower")
     )
     lower.raid = asked.get("raid")
+    guard.hold_out_primary = lambda lower: say(f"hold out {lower.name}")  # type: ignore[assignment]
     guard._WATCH_SECONDS = 0.3
     lock = os.open(asked["lock"], os.O_RDWR) if "lock" in asked else None
     way_out = StandInWayOut(top, asked["way_out"]) if asked.get("way_out") is not None else None

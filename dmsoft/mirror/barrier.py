@@ -53,7 +53,7 @@ class Barrier:
 
     def owes(self, cookie: Cookie) -> None:
         """Wait for that cookie when everything is resumed."""
-        self.guard.owed.append(cookie.wait)
+        self.guard.owes(cookie)
 
     def check(self) -> None:
         """Raise `BarrierLostError` unless the top is still suspended."""

@@ -35,7 +35,7 @@ from dmsoft.dm.helper import Helper, Operation, isolate
 from dmsoft.dm.targets import Table
 from dmsoft.errors import DeviceError, DmsoftError
 from dmsoft.member import header
-from dmsoft.mirror.health import goes_without_primary
+from dmsoft.mirror.health import goes_without_primary, hold_out_primary
 from dmsoft.mirror.lock import opened, tried
 from dmsoft.mirror.wayout import TrackingLostError, WayOut
 from dmsoft.run import CommandError, run
@@ -102,6 +102,11 @@ class Guard:
             self._helper.close()
         self._reap()
         self.settle()
+
+    def owes(self, cookie: Cookie | None) -> None:
+        """What udev does about it is waited for by `settle`."""
+        if cookie is not None:
+            self.owed.append(cookie.wait)
 
     def settle(self) -> None:
         """Wait for udev, as far as nobody has waited for it yet. Raises `CookieTimeoutError`."""
@@ -309,10 +314,14 @@ class Rescue:
                     leg.resume(wait=False)
         if _is_suspended(self.lower):
             with contextlib.suppress(DmsoftError, ValueError):
-                if self._must_stay():
-                    self.lower.clear()
-                else:
+                without = self._goes_without_primary()
+                if without is False:
                     self.lower.load(self.fallback)
+                else:
+                    self.lower.clear()
+                if without:
+                    with contextlib.suppress(DmsoftError):
+                        hold_out_primary(self.lower)
                 if self.helper is None:
                     self.lower.resume(wait=False)
                 else:
@@ -321,12 +330,12 @@ class Rescue:
             with contextlib.suppress(DmsoftError):
                 resume_top(self.top, self.way_out)
 
-    def _must_stay(self) -> bool:
-        """Whether the live table of the lower is a raid1 that goes on without the primary, or cannot be asked."""
+    def _goes_without_primary(self) -> bool | None:
+        """None if it cannot be asked."""
         try:
             return goes_without_primary(self.lower, asleep=True)
         except (DmsoftError, ValueError):
-            return True
+            return None
 
 
 def _is_suspended(device: Device) -> bool:

@@ -4,8 +4,9 @@
 It is asked what md has left out, and never what a leg holds.
 """
 
-from dmsoft.dm.device import Device
-from dmsoft.dm.targets import RaidStatus
+from dmsoft.dm.cookie import Cookie
+from dmsoft.dm.device import Device, devices
+from dmsoft.dm.targets import Error, Raid1, RaidStatus, single
 
 
 def raid_status(lower: Device, *, asleep: bool = False) -> RaidStatus | None:
@@ -21,7 +22,36 @@ def raid_status(lower: Device, *, asleep: bool = False) -> RaidStatus | None:
 
 
 def goes_without_primary(lower: Device, *, asleep: bool = False) -> bool:
-    """Whether the raid1 has left the primary out, or writes it anew from the others: a resume has md try again to use
-    it, if its slot can be read, and until that copy has ended the others alone have what is newest."""
+    """Whether the raid1 has left the primary out, or writes it anew from the others."""
     status = raid_status(lower, asleep=asleep)
     return status is not None and (status.health[-1] == "D" or (status.health[-1] == "a" and "A" in status.health))
+
+
+def hold_out_primary(lower: Device) -> Cookie | None:
+    """Before the suspended raid1 is resumed, which has left the primary out: have it stay so.
+
+    A resume has md try a failed leg again if its slot can be read (attempt_restore_of_faulty_devices in
+    drivers/md/dm-raid.c), and then copy what it knows to be missing: from 6.12 on that lacks the place whose write
+    failed. So the slot fails from now on; md does not write to that of a failed leg. The cookie is owed a wait. Raises
+    `DeviceError`, and the slot is as it was.
+    """
+    (line,) = lower.table()
+    target = line.segment().target
+    if not isinstance(target, Raid1):
+        return None
+    for info in devices(f"{lower.uuid.removesuffix('lower')}slot"):
+        if info.number == target.legs[-1].metadata:
+            return _fail(Device(info.name, info.uuid, inner=True))
+    return None
+
+
+def _fail(slot: Device) -> Cookie | None:
+    (line,) = slot.table()
+    slot.load(single(line.length, Error()))
+    try:
+        slot.suspend(lockfs=False, flush=False)
+        return slot.resume(wait=False)
+    except BaseException:
+        slot.clear()
+        slot.resume(wait=False)  # a slot that is suspended would keep the raid1 so
+        raise

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dmsoft.dm import memory
 from dmsoft.dm.device import devices
 from dmsoft.dm.targets import Raid1, Table
-from dmsoft.errors import BusyError, DeviceError
+from dmsoft.errors import BusyError, DeviceError, DmsoftError
 from dmsoft.mirror import health
 from dmsoft.mirror.execute import device, dismantle
 from dmsoft.mirror.guard import Guard, resume_watched
@@ -84,12 +84,15 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
                 target.clear()
             raise
         guard.deadline(_SWAP_SECONDS)
-        dropped = True  # also if it cannot be asked
+        dropped = None
         try:
             dropped = health.goes_without_primary(target, asleep=True)
         finally:
-            if dropped:  # by a write that was under way just now; the raid1 goes on, as only it has that write
+            if dropped is not False:  # by a write that was under way just now; the raid1 goes on, as only it has that
                 target.clear()
+            if dropped:
+                with contextlib.suppress(DmsoftError):
+                    guard.owes(health.hold_out_primary(target))
             cookie = resume_watched(guard.helper, target)
         stall = time.monotonic() - start
         guard.disarm()
