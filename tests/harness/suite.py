@@ -2,8 +2,8 @@
 """``./dev test``: pytest on the host and in VMs, two runs at a time, one total.
 
 Without a PATH: the unit tests, the tests that crash VMs (of 6.1, 5.10 and 6.18), all VM tests on kernel 6.1, and the
-tests marked ``smoke`` on 6.12 and 7.2; with ``--all`` also those that need a real boot, on Debian 12 and 13. What
-follows ``--`` goes to every pytest.
+tests marked ``smoke`` on 6.12 and 7.2; with ``--all`` also those that need a real boot on Debian 12, and a core of them
+on Debian 13. What follows ``--`` goes to every pytest.
 """
 
 import argparse
@@ -51,7 +51,7 @@ class Job:
     def argv(self, extra: Sequence[str], timeout: int = VM_SECONDS) -> list[str]:
         """The command that runs it, from the root of the checkout."""
         if self.machine is not None:
-            return ["./dev", "vagrant", self.machine, *self.paths, *extra]
+            return ["./dev", "vagrant", self.machine, *(["-m", self.marks] * bool(self.marks)), *self.paths, *extra]
         pytest = [sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider"]
         pytest += ["-o", f"faulthandler_timeout={TEST_SECONDS}"]
         pytest += ["-m", self.marks, *self.paths, *extra]
@@ -98,7 +98,8 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
                 version,
             )
         )
-    jobs += [Job(name, ("tests/vagrant",), usual, machine=name) for name in MACHINES * everything]
+    for name in MACHINES * everything:
+        jobs.append(Job(name, ("tests/vagrant",), "" if name == MACHINES[0] else "core", machine=name))
     return [*jobs, *_shards("unit", "tests/unit", usual)]
 
 

@@ -19,7 +19,7 @@ from tests.harness.qemu import CHECKOUT
 from tests.harness.signals import unwind
 from tests.load.database import make_cluster
 
-_KINDS = ("ext4", "xfs")
+KINDS = ("ext4", "xfs")
 _SIZES = {"p0": 600, "s0": 600, "s1": 600, "c0": 400}
 # What setting up takes, and the checks, at most, for each file system.
 _MORE_SECONDS = 1500
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="dev load", description=__doc__)
     add = parser.add_argument
     add("--minutes", type=float, default=10, help="of work on each file system (default %(default)s)")
-    add("--file-systems", default=",".join(_KINDS), help="default: %(default)s")
+    add("--file-systems", default=",".join(KINDS), help="default: %(default)s")
     add("--seed", type=int, default=random.SystemRandom().randrange(1 << 32), help="repeats the draws of another run")
     add("--kernel", default=kernels.DEFAULT, help="version to boot (default %(default)s)")
     asked = parser.parse_args(argv)

@@ -37,6 +37,12 @@ CAMPAIGNS = (
         ("tests/vm/test_journal.py::test_killed_anywhere", "tests/vm/test_crash.py"),
         takes_seed=False,
     ),
+    Campaign(
+        "programs",
+        "tests.harness.suite",
+        ("tests/vm/test_era_live.py", "tests/vm/test_space.py"),
+        takes_seed=False,
+    ),
     Campaign("daemon", "tests.harness.suite", ("tests/vm/test_monitor_soak.py",), takes_seed=False),
     Campaign("load", "tests.load", ("--minutes", "5")),
     Campaign("fuzz", "tests.fuzz", ("--count", "20000")),

@@ -226,7 +226,11 @@ def test_the_plan_for_all_kernels_leaves_nothing_out() -> None:
     jobs = suite.plan([], None, everything=True)
     assert {job.kernel for job in jobs} == {None, "5.10", "6.1", "6.12", "6.18", "7.2"}
     assert not any("slow" in job.marks for job in jobs)
-    assert [job.machine for job in jobs if job.machine] == ["debian12", "debian13"]
+    machines = [job for job in jobs if job.machine]
+    assert [job.argv([]) for job in machines] == [
+        ["./dev", "vagrant", "debian12", "tests/vagrant"],
+        ["./dev", "vagrant", "debian13", "-m", "core", "tests/vagrant"],
+    ]
 
 
 def test_what_is_named_runs_where_it_belongs() -> None:

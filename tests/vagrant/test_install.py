@@ -3,11 +3,14 @@
 
 import json
 
+import pytest
+
 from tests.vagrant.conftest import DISKS
 from tests.vagrant.installation import Installation
 from tests.vagrant.machine import Machine
 
 
+@pytest.mark.core
 def test_the_command_and_its_pages(machine: Machine) -> None:
     assert machine.sh("command -v dmsoft").strip() == "/usr/local/sbin/dmsoft"
     assert machine.dmsoft("--version").startswith("dmsoft")
@@ -17,6 +20,7 @@ def test_the_command_and_its_pages(machine: Machine) -> None:
     assert machine.run("find", "/usr/share/man", "-name", "dmsoft*").count("\n") >= 2
 
 
+@pytest.mark.core
 def test_the_disks_are_found(machine: Machine) -> None:
     """With blivet and the libraries of this Debian, without which it would say less."""
     listed = json.loads(machine.dmsoft("devices", "--json"))
@@ -27,11 +31,13 @@ def test_the_disks_are_found(machine: Machine) -> None:
     assert listed["missing"] == []
 
 
+@pytest.mark.core
 def test_nothing_is_missing(machine: Machine) -> None:
     """The doctor tries this kernel and this libdevmapper."""
     assert machine.ask("dmsoft", "doctor", timeout=600).returncode == 0
 
 
+@pytest.mark.core
 def test_a_second_install_is_an_upgrade(installation: Installation) -> None:
     """As after ``git pull``: what was there goes on, and what the new version lacks is gone."""
     home = installation.root / "usr/local/lib/dmsoft"

@@ -92,6 +92,7 @@ def went_down_well(machine: Machine) -> None:
     assert "Failed unmounting" not in said(machine, "-b", "-1", "-n", "400")
 
 
+@pytest.mark.core
 def test_the_units(machine: Machine) -> None:
     machine.sh("systemd-analyze verify --man=no /usr/lib/systemd/system/dmsoft*.service")
     for unit in UNITS:
@@ -99,6 +100,7 @@ def test_the_units(machine: Machine) -> None:
     check(machine, write(machine, "first"))
 
 
+@pytest.mark.core
 def test_no_order_is_a_cycle(machine: Machine) -> None:
     """Also where services of the network are ordered between the local file systems and lvm2's."""
     unit = "[Unit]\nDefaultDependencies=no\nAfter=local-fs.target\n[Service]\nType=oneshot\nExecStart=/bin/true\n"
@@ -111,6 +113,7 @@ def test_no_order_is_a_cycle(machine: Machine) -> None:
     machine.sh(f"rm {folder}/{{iscsi,rbdmap}}.service {folder}/sysinit.target.wants/{{iscsi,rbdmap}}.service")
 
 
+@pytest.mark.core
 def test_the_daemon_catches_up(machine: Machine) -> None:
     first = write(machine, "first")
     for label in ("one", "two"):
@@ -118,6 +121,7 @@ def test_the_daemon_catches_up(machine: Machine) -> None:
     check(machine, first)
 
 
+@pytest.mark.core
 def test_a_reboot(machine: Machine) -> None:
     """Down in good order, up again with what is mounted, and the record of what was written goes on."""
     kept = write(machine, "kept")
@@ -201,6 +205,7 @@ def test_the_power_fails(machine: Machine) -> None:
     check(machine, write(machine, "first"))
 
 
+@pytest.mark.core
 def test_every_copy_is_one(machine: Machine) -> None:
     """After all of that: what the last resync says is equal is equal, byte for byte."""
     machine.sh(f"umount {WHERE}")

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from dmsoft.mirror import registry
 from dmsoft.units import MIB
 from tests.fuzz.commands import command_line, ended, shown
 from tests.vm.rig import NAME, Rig, dmsoft, ours, sectors_written, suspended, write
@@ -37,6 +38,7 @@ def test_whatever_is_typed(rig: Rig, seed: int) -> None:
         dmsoft("stop", "--all")
         for path in paths:
             write(path, 0, bytes(MIB))
+        registry.forget(NAME)  # of one that was stopped, and not destroyed
         rig.create("--force", one=disks["s0"], two=disks["s1"])
 
     anew()
