@@ -12,8 +12,10 @@ from dmsoft.units import Sectors
 
 MAX_RAID_LEGS: Final = 253
 
-# struct dm_raid_superblock, drivers/md/dm-raid.c: magic, features, legs, position, events, failed legs.
-_SUPERBLOCK: Final = struct.Struct("<4sIIIQQ")
+# struct dm_raid_superblock, drivers/md/dm-raid.c: magic, features, legs, position, events, failed legs, how far this
+# leg is written anew.
+_SUPERBLOCK: Final = struct.Struct("<4sIIIQQQ")
+_ALL: Final = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
@@ -37,19 +39,24 @@ class RaidLeg:
 
 @dataclass(frozen=True)
 class Superblock:
-    """What the kernel notes at the start of each leg's slot; ``failed`` has a bit for each of the ``legs``."""
+    """What the kernel notes at the start of each leg's slot; ``failed`` has a bit for each of the ``legs``.
+    ``rebuilt``: this leg, at ``position``, is written anew from the others, and that has not come to its end."""
 
     legs: int
     failed: int
+    position: int = 0
+    rebuilt: bool = False
 
     @classmethod
     def parse(cls, block: bytes) -> Self | None:
         """None if there is none of a raid with at most 64 legs."""
-        magic, _, legs, _, _, failed = _SUPERBLOCK.unpack_from(block)
-        return cls(legs, failed) if magic == b"DmRd" and 0 < legs <= 64 else None
+        magic, _, legs, position, _, failed, recovered = _SUPERBLOCK.unpack_from(block)
+        found = cls(legs, failed, position, recovered != _ALL)
+        return found if magic == b"DmRd" and 0 < legs <= 64 else None
 
-    def has_failed(self, leg: int) -> bool:
-        return bool(self.failed >> leg & 1)
+    def lacks(self, leg: int) -> bool:
+        """Whether the others go on without that leg, or it is not in sync with them again."""
+        return bool(self.failed >> leg & 1) or (self.rebuilt and self.position == leg)
 
 
 Sync = Literal["sync", "nosync"]

@@ -89,9 +89,10 @@ def forget(names: Names) -> None:
 
 
 def _written(names: Names) -> list[str]:
-    """Labels of the coupled secondaries that md has not dropped: one that it has lacks what was written since."""
+    """Labels of the coupled secondaries that md has not dropped: one that it has lacks what was written since. A raid1
+    that somebody has suspended says of none that it is in sync."""
     coupled = lower.attached_labels(names, lower.leg_labels(names))
-    return sorted(label for label in coupled if lower.leg_health(names, names.leg(label)) == "A")
+    return sorted(label for label in coupled if lower.leg_health(names, names.leg(label), asleep=True) in ("A", "a"))
 
 
 def _disk(names: Names, label: str) -> BlockDevice | None:

@@ -50,9 +50,10 @@ def _is_dropped(running: Running) -> bool:
 
 
 def says_dropped(disk: Disk, payload: Primary) -> bool:
-    """Whether any slot says that the last leg of its raid, which is the primary, has failed.
+    """Whether any slot says that the last leg of its raid, which is the primary, has failed, or its own that md was
+    writing it anew.
 
     Any, because no such leg ever comes back, and the slot of a leg that failed is not written any more.
     """
     blocks = (disk.pread(_HEAD_BYTES, slot(payload, index).offset) for index in range(SLOTS))
-    return any(found.has_failed(found.legs - 1) for found in map(Superblock.parse, blocks) if found is not None)
+    return any(found.lacks(found.legs - 1) for found in map(Superblock.parse, blocks) if found is not None)

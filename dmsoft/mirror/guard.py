@@ -230,7 +230,9 @@ def _serve(guard: Guard, commands: int, answers: int) -> Never:
         lock = opened(guard.mirror_uuid, "kernel")
         with memory.locked():
             # Every page that the way out needs is touched once, here.
-            guard.top.info(), goes_without_primary(guard.lower), time.monotonic(), str(guard.fallback[0])
+            guard.top.info(), guard.lower.info(), time.monotonic(), str(guard.fallback[0])
+            with contextlib.suppress(DmsoftError, ValueError):
+                goes_without_primary(guard.lower)
             str([leg.info() for leg in guard.legs])
             if way_out is not None:
                 str(way_out.plain[0]), header.require(way_out.disk, key=way_out.key)

@@ -4,9 +4,15 @@
 It is asked what md has left out, and never what a leg holds.
 """
 
+import time
+from typing import Literal
+
 from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Device, devices
 from dmsoft.dm.targets import Error, Raid1, RaidStatus, single
+
+Verdict = Literal["whole", "without-primary", "not-known"]
+_ASK_SECONDS = 0.5
 
 
 def raid_status(lower: Device, *, asleep: bool = False) -> RaidStatus | None:
@@ -24,7 +30,29 @@ def raid_status(lower: Device, *, asleep: bool = False) -> RaidStatus | None:
 def goes_without_primary(lower: Device, *, asleep: bool = False) -> bool:
     """Whether the raid1 has left the primary out, or writes it anew from the others."""
     status = raid_status(lower, asleep=asleep)
-    return status is not None and (status.health[-1] == "D" or (status.health[-1] == "a" and "A" in status.health))
+    return status is not None and _lacks_primary(status)
+
+
+def verdict(lower: Device) -> Verdict:
+    """Of a suspended lower, whether what is in it writes the primary. Raises as `raid_status` does.
+
+    Of a raid1 with an error before it that md did not deal with, each leg seems not to be in sync as long as it is
+    suspended (rs_get_progress in drivers/md/dm-raid.c). So it is asked for a while.
+    """
+    deadline = time.monotonic() + _ASK_SECONDS
+    while True:
+        status = raid_status(lower, asleep=True)
+        if status is not None and _lacks_primary(status):
+            return "without-primary"
+        if status is None or set(status.health) != {"a"}:
+            return "whole"
+        if time.monotonic() >= deadline:
+            return "not-known"
+        time.sleep(_ASK_SECONDS / 20)
+
+
+def _lacks_primary(status: RaidStatus) -> bool:
+    return status.health[-1] == "D" or (status.health[-1] == "a" and "A" in status.health)
 
 
 def hold_out_primary(lower: Device) -> Cookie | None:

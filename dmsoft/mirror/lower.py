@@ -65,13 +65,16 @@ def detach(names: Names, guard: Guard) -> None:
 
 def swap(names: Names, guard: Guard, table: Table) -> float:
     """Put a table under the top, which is not suspended: its I/O waits in the lower until every write behind that is
-    under way has ended. Returns how long that was, in seconds. Raises `PrimaryDroppedError`, and the raid1 stays.
+    under way has ended. Returns how long that was, in seconds. Raises `PrimaryDroppedError`, and `BusyError` while md
+    has an error of some leg before it: the raid1 stays.
 
     If this took too long, the guard has put the plain linear table there instead: look which one it is.
     """
     target = device(names.lower)
     kernel = locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name)
     with kernel, memory.locked():
+        if health.goes_without_primary(target):
+            raise _primary_dropped(names)
         target.load(table)
         guard.arm()
         start = time.monotonic()
@@ -84,21 +87,28 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
                 target.clear()
             raise
         guard.deadline(_SWAP_SECONDS)
-        dropped = None
+        verdict = None
         try:
-            dropped = health.goes_without_primary(target, asleep=True)
+            verdict = health.verdict(target)
         finally:
-            if dropped is not False:  # by a write that was under way just now; the raid1 goes on, as only it has that
+            if verdict != "whole":  # by a write that was under way just now; the raid1 goes on, as only it has that
                 target.clear()
-            if dropped:
+            if verdict == "without-primary":
                 with contextlib.suppress(DmsoftError):
                     guard.owes(health.hold_out_primary(target))
-            cookie = resume_watched(guard.helper, target)
+            try:
+                cookie = resume_watched(guard.helper, target)
+            except DmsoftError as err:
+                if verdict == "without-primary":
+                    raise _primary_dropped(names) from err
+                raise
         stall = time.monotonic() - start
         guard.disarm()
     cookie.wait()
-    if dropped:
+    if verdict == "without-primary":
         raise _primary_dropped(names)
+    if verdict == "not-known":
+        raise BusyError(f"The kernel has an I/O error of {names.name} before it.", hint="Try again in a moment.")
     return stall
 
 
@@ -165,10 +175,11 @@ def _primary_dropped(names: Names) -> PrimaryDroppedError:
     )
 
 
-def leg_health(names: Names, node: Node) -> str | None:
-    """The raid1's letter for the leg on that node (A, a, D or -), None when it has no such leg."""
+def leg_health(names: Names, node: Node, *, asleep: bool = False) -> str | None:
+    """The raid1's letter for the leg on that node (A, a, D or -), None when it has no such leg, and when it is
+    suspended, unless ``asleep``."""
     with locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name):
-        status = health.raid_status(device(names.lower))
+        status = health.raid_status(device(names.lower), asleep=asleep)
         leg = device(node).info()
         if status is None or leg is None:
             return None

@@ -15,6 +15,7 @@ from dmsoft.mirror import alone, attach, job, locate, lower, notes, plug, proof,
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
 from dmsoft.mirror.execute import dismantle
+from dmsoft.mirror.generation import parted
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
@@ -120,7 +121,7 @@ def resynced(
             records = _with_coupled(running, [record for record in records if record.label not in done])
             proven = proven.without([record.label for record in records])
             coupled = [record.label for record in records if record.mode == "write-behind"]
-            if coupled:
+            if coupled and not _all_parted(running, coupled):  # else both sides would go apart for nothing
                 attach.check_kernel(running, coupled)
                 attach.detach(running, coupled, guard)
             if untracked.mend(running, guard) is not None:
@@ -205,6 +206,12 @@ def _without_ejected(running: Running, records: list[MemberRecord]) -> list[Memb
             hint="Unplug it, or run `dmsoft resync`.",
         )
     return left
+
+
+def _all_parted(running: Running, labels: Sequence[str]) -> bool:
+    """Whether the primary may be copied onto none of these secondaries."""
+    placed = [running.assembly.secondaries.get(label) for label in labels]
+    return all(each is not None and parted(running.payload, each.payload) is not None for each in placed)
 
 
 def _with_coupled(running: Running, records: list[MemberRecord]) -> list[MemberRecord]:

@@ -6,6 +6,7 @@ differ is no news. A block that differs is looked at again inside a barrier: one
 set by then. What is left is a fault of the tracking or of a disk, and makes the secondary unknown.
 """
 
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -129,12 +130,11 @@ def _verify_one(
             deadline = None if wanted.limit is None else start + wanted.limit
             try:
                 found.run(deadline)
-            finally:
-                error = _mismatch(record.label, _differing(found.mismatches)) if found.mismatches else None
-                if error is not None:  # even if it could not go on to the end
-                    each.doubt(f"verify: {_differing(found.mismatches)}")
-                _remember(running, each, found)
-        return found.result(), error
+            except BaseException:
+                with contextlib.suppress(DmsoftError):  # why it could not go on to the end is what matters
+                    _noted(running, each, found)
+                raise
+            return found.result(), _noted(running, each, found)
 
 
 @dataclass(slots=True)
@@ -238,6 +238,15 @@ def _mismatch(label: str, what: str) -> MismatchError:
         f"{label} and the primary should be equal, but {what}.",
         hint="Look at both disks' health, then let `dmsoft resync` compare everything and copy the primary's side.",
     )
+
+
+def _noted(running: Running, each: Job, found: Round) -> DmsoftError | None:
+    """What was found is noted on both sides; the error for it, if there is one."""
+    error = _mismatch(each.label, _differing(found.mismatches)) if found.mismatches else None
+    if error is not None:
+        each.doubt(f"verify: {_differing(found.mismatches)}")
+    _remember(running, each, found)
+    return error
 
 
 def _remember(running: Running, each: Job, found: Round) -> None:

@@ -62,7 +62,7 @@ def _superblock(text: str) -> None:
     data = _raw(text)[:4096].ljust(4096, b"\0")
     found = Superblock.parse(data)
     if found is not None:
-        found.has_failed(found.legs - 1)
+        found.lacks(found.legs - 1)
 
 
 class _Answer:

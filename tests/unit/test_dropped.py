@@ -27,8 +27,11 @@ def disk(tmp_path: Path) -> Iterator[RecordedDisk]:
     made.close()
 
 
-def note(disk: RecordedDisk, index: int, *, legs: int = 2, failed: int = 0) -> None:
-    block = struct.pack("<4sIIIQQ", b"DmRd", 0, legs, index % SLOTS_PER_SET, 1, failed)
+ALL = (1 << 64) - 1
+
+
+def note(disk: RecordedDisk, index: int, *, legs: int = 2, failed: int = 0, recovered: int = ALL) -> None:
+    block = struct.pack("<4sIIIQQQ", b"DmRd", 0, legs, index % SLOTS_PER_SET, 1, failed, recovered)
     disk.pwrite(block.ljust(4096, b"\0"), slot(PRIMARY, index).offset)
 
 
@@ -47,4 +50,16 @@ def note(disk: RecordedDisk, index: int, *, legs: int = 2, failed: int = 0) -> N
 def test_the_last_leg_is_the_primary(disk: RecordedDisk, slots: dict[int, tuple[int, int]], dropped: bool) -> None:
     for index, (legs, failed) in slots.items():
         note(disk, index, legs=legs, failed=failed)
+    assert says_dropped(disk, PRIMARY) is dropped
+
+
+@pytest.mark.parametrize(
+    ("index", "recovered", "dropped"), [(1, 0, True), (1, 8, True), (0, 8, False), (1, ALL, False)]
+)
+def test_a_primary_that_was_being_written_anew_is_older(
+    disk: RecordedDisk, index: int, recovered: int, dropped: bool
+) -> None:
+    """As it is after a resume, which has forgotten that it failed."""
+    for each in (0, 1):
+        note(disk, each, recovered=recovered if each == index else ALL)
     assert says_dropped(disk, PRIMARY) is dropped

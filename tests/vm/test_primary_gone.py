@@ -234,8 +234,25 @@ def test_a_primary_that_md_tries_again_is_older(rig: Rig) -> None:
         assert health() == "Aa" and read(rig.top, AT, MIB) == newest
         assert rig.secondary_header("one").generation[:-1] == before.generation
     wait_until("md has copied it all", lambda: health() == "AA", seconds=120)
+    refused(8, "resync", NAME, "one")
+    assert health() == "AA", "it was uncoupled, and both would go apart"
     ok("stop", NAME)
     assert rig.differing("one") == (set() if features.RECOVERS[features.series(os.uname().release)] else {5})
+
+
+@pytest.mark.slow
+def test_a_crash_while_md_writes_the_primary_anew(rig: Rig) -> None:
+    """The resume has forgotten that it failed, and nobody saw it; its slot tells how far it is."""
+    newest = fail_primary(rig)
+    with slow_recovery():
+        sh("dmsetup", "suspend", "m-lower")
+        sh("dmsetup", "resume", "m-lower")
+        wait_until("md tries it again", lambda: health() == "Aa")
+        crash()
+    ok("start", NAME)
+    assert rig.states(code=9) == {"one": "diverged"}
+    refused(8, "resync", NAME, "one")
+    assert read(rig.secondaries["one"], rig.secondary_header("one").regions["data"].offset + AT, MIB) == newest
 
 
 @pytest.mark.slow
