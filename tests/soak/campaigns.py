@@ -40,7 +40,7 @@ CAMPAIGNS = (
     Campaign(
         "programs",
         "tests.harness.suite",
-        ("tests/vm/test_era_live.py", "tests/vm/test_space.py"),
+        ("tests/vm/test_era_live.py", "tests/vm/test_space.py", "tests/vm/test_trust.py"),
         takes_seed=False,
     ),
     Campaign("daemon", "tests.harness.suite", ("tests/vm/test_monitor_soak.py",), takes_seed=False),
