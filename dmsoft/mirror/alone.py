@@ -89,10 +89,11 @@ def forget(names: Names) -> None:
 
 
 def _written(names: Names) -> list[str]:
-    """Labels of the coupled secondaries that md has not dropped: one that it has lacks what was written since. A raid1
-    that somebody has suspended says of none that it is in sync."""
+    """Labels of the coupled secondaries that md has in sync: one that it dropped lacks what was written since."""
     coupled = lower.attached_labels(names, lower.leg_labels(names))
-    return sorted(label for label in coupled if lower.leg_health(names, names.leg(label), asleep=True) in ("A", "a"))
+    said = {label: lower.leg_health(names, names.leg(label), asleep=True) for label in coupled}
+    in_sync = "A" if "A" in said.values() else "a"  # suspended, it may say so of none
+    return sorted(label for label, letter in said.items() if letter == in_sync)
 
 
 def _disk(names: Names, label: str) -> BlockDevice | None:

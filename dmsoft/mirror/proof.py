@@ -177,9 +177,7 @@ class Proof:
             if not part:
                 continue
             suspects, _ = suspected(self.running, self.source, each, part, self.cancelled, self.throttle, self.progress)
-            lower.require_primary(
-                self.running.names
-            )  # those that go on without it have to be noted, and the lock is here
+            lower.require_primary(self.running.names)  # as in a verify
             written = self._written_since(era) if suspects else part
             found = [block for block in suspects if block not in written]
             if found:
