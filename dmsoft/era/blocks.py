@@ -58,6 +58,12 @@ class BlockSet:
     def copy(self) -> Self:
         return type(self)(self.nr_blocks, self.bits.copy())
 
+    def window(self, first: int, count: int) -> Self:
+        """The blocks ``first``, a multiple of 64, .. ``first + count - 1``, numbered from 0."""
+        if first % 64 or first < 0 or count < 0 or first + count > self.nr_blocks:
+            raise ValueError(f"blocks {first}..{first + count - 1} are no window of 0..{self.nr_blocks - 1}")
+        return type(self)(count, self.bits[first >> 3 : (first >> 3) + _bytes_for(count)])
+
     def add_range(self, first: int, count: int) -> None:
         """Add the blocks ``first`` .. ``first + count - 1``."""
         end = first + count

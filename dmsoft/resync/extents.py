@@ -7,11 +7,16 @@ that a block which several miss is read once and written to each.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from dmsoft.era.blocks import BlockSet
+
+# Blocks (whole words of 64) and rows that are looked at together: what that takes on the way stays within some MiB.
+_WINDOW: Final = 1 << 18
+_ROWS: Final = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +30,26 @@ class Request:
 
 def runs(sets: Sequence[BlockSet]) -> npt.NDArray[np.int64]:
     """Rows (first block, count, target mask) of the union of up to 62 sets, ascending, cut where the mask changes."""
+    nr_blocks = sets[0].nr_blocks if sets else 0
+    found: list[npt.NDArray[np.int64]] = []
+    for first in range(0, nr_blocks, _WINDOW):
+        rows = _runs([each.window(first, min(_WINDOW, nr_blocks - first)) for each in sets])
+        rows[:, 0] += first
+        if found and len(found[-1]) and len(rows) and _touch(found[-1][-1], rows[0]):
+            rows[0, :2] = found[-1][-1, 0], found[-1][-1, 1] + rows[0, 1]
+            found[-1] = found[-1][:-1]
+        found.append(rows)
+    return np.concatenate([np.empty((0, 3), np.int64), *found])
+
+
+def _touch(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> bool:
+    """Whether two rows that follow each other are one."""
+    return bool(one[0] + one[1] == other[0] and one[2] == other[2])
+
+
+def _runs(sets: Sequence[BlockSet]) -> npt.NDArray[np.int64]:
     extents = [each.extents() for each in sets]
-    bounds = np.unique(np.concatenate([np.empty(0, np.int64), *(np.cumsum(e, axis=1).ravel() for e in extents)]))
+    bounds = np.unique(np.concatenate([np.cumsum(e, axis=1).ravel() for e in extents]))
     if len(bounds) == 0:
         return np.empty((0, 3), np.int64)
     change = np.zeros(len(bounds), np.int64)
@@ -43,12 +66,13 @@ def requests(
     rows: npt.NDArray[np.int64], *, block_bytes: int, data_bytes: int, request_bytes: int
 ) -> Iterator[Request]:
     """The rows as byte ranges of at most ``request_bytes``, the last one cut at the end of the data region."""
-    for first, count, mask in rows.tolist():
-        offset, end = first * block_bytes, min((first + count) * block_bytes, data_bytes)
-        while offset < end:
-            length = min(request_bytes, end - offset)
-            yield Request(offset, length, mask)
-            offset += length
+    for at in range(0, len(rows), _ROWS):
+        for first, count, mask in rows[at : at + _ROWS].tolist():
+            offset, end = first * block_bytes, min((first + count) * block_bytes, data_bytes)
+            while offset < end:
+                length = min(request_bytes, end - offset)
+                yield Request(offset, length, mask)
+                offset += length
 
 
 def count(rows: npt.NDArray[np.int64], *, block_bytes: int, data_bytes: int, request_bytes: int) -> int:

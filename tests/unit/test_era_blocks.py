@@ -115,3 +115,21 @@ def test_sizes_must_match() -> None:
         with pytest.raises(ValueError):
             operation()
     assert a != b
+
+
+@given(sets(), st.data())
+def test_windows(case: tuple[int, set[int]], data: st.DataObject) -> None:
+    nr, members = case
+    first = 64 * data.draw(st.integers(0, nr // 64))
+    count = data.draw(st.integers(0, nr - first))
+    seen = block_set(nr, members).window(first, count)
+    assert seen.nr_blocks == count
+    assert {first + block for begin, length in seen.runs() for block in range(begin, begin + length)} == {
+        block for block in members if first <= block < first + count
+    }
+
+
+@pytest.mark.parametrize(("first", "count"), [(1, 1), (-64, 64), (64, 37), (128, 0), (0, -1)])
+def test_no_window(first: int, count: int) -> None:
+    with pytest.raises(ValueError, match="window"):
+        BlockSet.full(100).window(first, count)

@@ -2,6 +2,8 @@
 """From stale sets to requests: against a model that looks at one block at a time."""
 
 import itertools
+import tracemalloc
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dmsoft.era.blocks import BlockSet
+from dmsoft.resync import extents
 from dmsoft.resync.extents import Request, batches, count, requests, runs, size_bytes
 from dmsoft.units import MIB
 
@@ -31,15 +34,16 @@ def masks(sets: list[BlockSet]) -> list[int]:
     return [sum((block in each) << bit for bit, each in enumerate(sets)) for block in range(sets[0].nr_blocks)]
 
 
-@given(block_sets())
-def test_runs_are_the_union_cut_where_the_targets_change(sets: list[BlockSet]) -> None:
+@given(block_sets(), st.sampled_from([64, 128, 1 << 18]))
+def test_runs_are_the_union_cut_where_the_targets_change(sets: list[BlockSet], window: int) -> None:
     blocks = enumerate(masks(sets))
     expected = []
     for mask, group in itertools.groupby(blocks, key=lambda item: item[1]):
         numbers = [number for number, _ in group]
         if mask:
             expected.append([numbers[0], len(numbers), mask])
-    assert runs(sets).tolist() == expected
+    with mock.patch.object(extents, "_WINDOW", window):
+        assert runs(sets).tolist() == expected
 
 
 @given(block_sets(most=62))
@@ -61,12 +65,13 @@ def layouts(draw: st.DrawFn) -> tuple[list[BlockSet], int, int, int]:
     return sets, block, data, draw(st.integers(1, 100)) * SECTOR
 
 
-@given(layouts())
+@given(layouts(), st.sampled_from([1, 3, 1 << 12]))
 def test_requests_cover_every_stale_byte_once_for_each_target(
-    layout: tuple[list[BlockSet], int, int, int],
+    layout: tuple[list[BlockSet], int, int, int], at_a_time: int
 ) -> None:
     sets, block, data, largest = layout
-    made = list(requests(runs(sets), block_bytes=block, data_bytes=data, request_bytes=largest))
+    with mock.patch.object(extents, "_ROWS", at_a_time):
+        made = list(requests(runs(sets), block_bytes=block, data_bytes=data, request_bytes=largest))
     wanted = np.repeat(np.array(masks(sets), np.int64), block // SECTOR)[: data // SECTOR]
     found = np.zeros_like(wanted)
     for request in made:
@@ -112,6 +117,20 @@ def test_a_large_disk_with_scattered_blocks_stays_cheap(blocks: int) -> None:
     )
     rows = runs([every_other, BlockSet.full(blocks)])
     assert len(rows) == blocks and rows[0].tolist() == [0, 1, 3] and rows[1].tolist() == [1, 1, 2]
+
+
+def test_what_is_made_on_the_way_takes_little_memory() -> None:
+    blocks = 1 << 20
+    every_other = BlockSet(blocks, bytearray(b"\x55" * (blocks // 8)))
+    tracemalloc.start()
+    try:
+        rows = runs([every_other])
+        for _ in requests(rows, block_bytes=MIB, data_bytes=blocks * MIB, request_bytes=MIB):
+            pass
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2.5 * rows.nbytes
 
 
 @given(st.lists(st.integers(1, 16), max_size=300), st.integers(1, 20), st.integers(0, 4))
