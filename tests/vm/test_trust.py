@@ -344,7 +344,7 @@ def test_a_disk_that_something_else_holds(rig: Rig) -> None:
     make(rig)
     ok("stop", NAME)
     assert rig.states() == {"one": "current"}
-    sh("dmsetup", "create", "foreign", data=f"0 {SIZE // 512} linear {rig.secondaries['one']} 0\n".encode())
+    sh("dmsetup", "create", "foreign", data=f"0 8 linear {rig.secondaries['one']} {4 * MIB // 512}\n".encode())
     try:
         one = rig.secondary("one", code=9)
         assert one["state"] == "failed" and "held by" in one["reason"] and "(foreign)" in one["reason"]
