@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from dmsoft.errors import BusyError, DmsoftError, MetadataError, NotFoundError
+from dmsoft.errors import DmsoftError, MetadataError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import alone, attach, job, locate, lower, notes, plug, proof, tracker, trust, untracked
+from dmsoft.mirror import alone, attach, job, locate, lower, notes, proof, selection, tracker, trust, untracked
 from dmsoft.mirror.catchup import Run
 from dmsoft.mirror.decision import KINDS
 from dmsoft.mirror.execute import dismantle
-from dmsoft.mirror.generation import parted
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
@@ -108,9 +107,9 @@ def resynced(
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone.marking(running.names, dry_run=wanted.dry_run))
         lower.require_primary(running.names)
-        records, guard = chosen(running, wanted.labels), None
+        records, guard = selection.chosen(running, wanted.labels), None
         if wanted.unattended:
-            records = _without_ejected(running, records)
+            records = selection.without_ejected(running, records)
         progress = stack.enter_context(Progress(running.names.mirror_uuid, reporter))
         proven, errors = Proved.nothing(), dict[str, DmsoftError]()
         if not wanted.dry_run:
@@ -118,10 +117,10 @@ def resynced(
             stack.enter_context(untracked.given_up_on_failure(running, guard))
             proven, errors = _prove(running, records, guard, progress, cancelled, wanted)
             done = {each.label for each in proven.jobs} | set(errors)
-            records = _with_coupled(running, [record for record in records if record.label not in done])
+            records = selection.with_coupled(running, [record for record in records if record.label not in done])
             proven = proven.without([record.label for record in records])
             coupled = [record.label for record in records if record.mode == "write-behind"]
-            if coupled and not _all_parted(running, coupled):  # else both sides would go apart for nothing
+            if coupled and not selection.all_parted(running, coupled):  # else both sides would go apart for nothing
                 attach.check_kernel(running, coupled)
                 attach.detach(running, coupled, guard)
             if untracked.mend(running, guard) is not None:
@@ -170,58 +169,6 @@ def _to_be_proved(running: Running, records: Sequence[MemberRecord], jobs: Seque
     if not wanted.dry_run or not all(record.label in known and wanted.couples(record) for record in attached):
         return set()
     return {record.label for record in attached} if proof.can_be(running, attached) else set()
-
-
-def chosen(running: Running, labels: Sequence[str]) -> list[MemberRecord]:
-    """The records meant: those named, else those that are here. Raises `NotFoundError`, or why none can be used."""
-    known = {record.label: record for record in running.payload.members}
-    for label in labels:
-        if label not in known:
-            raise NotFoundError(
-                f"{running.names.name} has no secondary {label}.",
-                hint=f"It has {', '.join(known) or 'none'}; add one with `dmsoft add`.",
-            )
-    if labels:
-        return [known[label] for label in dict.fromkeys(labels)]
-    here = [r for label, r in known.items() if label in running.assembly.secondaries and not _is_ejected(running, r)]
-    if not here and running.assembly.problems:
-        raise next(iter(running.assembly.problems.values()))
-    if not here:
-        raise NotFoundError(f"No secondary of {running.names.name} is here.", hint="Plug one in and try again.")
-    return here
-
-
-def _is_ejected(running: Running, record: MemberRecord) -> bool:
-    """Whether its disk is here and waits to be unplugged."""
-    placed = running.assembly.secondaries.get(record.label)
-    return placed is not None and plug.waits(running.names, record.label, placed.number)
-
-
-def _without_ejected(running: Running, records: list[MemberRecord]) -> list[MemberRecord]:
-    """Those that nobody has ejected since it was decided to copy; raises `BusyError` if that leaves none."""
-    left = [record for record in records if not _is_ejected(running, record)]
-    if not left:
-        raise BusyError(
-            f"{', '.join(record.label for record in records)} was ejected and waits to be unplugged.",
-            hint="Unplug it, or run `dmsoft resync`.",
-        )
-    return left
-
-
-def _all_parted(running: Running, labels: Sequence[str]) -> bool:
-    """Whether the primary may be copied onto none of these secondaries."""
-    placed = [running.assembly.secondaries.get(label) for label in labels]
-    return all(each is not None and parted(running.payload, each.payload) is not None for each in placed)
-
-
-def _with_coupled(running: Running, records: list[MemberRecord]) -> list[MemberRecord]:
-    """The raid1 is made anew as a whole: whoever is coupled now takes part when a write-behind secondary does."""
-    if all(record.mode == "periodic" for record in records):
-        return records
-    chosen = {record.label for record in records}
-    others = [r for r in running.payload.members if r.label not in chosen and r.mode == "write-behind"]
-    coupled = lower.attached_labels(running.names, [r.label for r in others])
-    return records + [r for r in others if r.label in coupled and r.label in running.assembly.secondaries]
 
 
 def _open(

@@ -18,7 +18,7 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import DeviceError, DmsoftError, NotFoundError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import alone, job, locate, lower, sync
+from dmsoft.mirror import alone, job, locate, lower, selection, sync
 from dmsoft.mirror.barrier import barrier
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
@@ -98,7 +98,7 @@ def verify(wanted: Wanted, reporter: Reporter, cancelled: threading.Event) -> tu
         lower.require_primary(names)
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
-        records = sync.chosen(running, wanted.labels)
+        records = selection.chosen(running, wanted.labels)
         found: list[Checked] = []
         errors: list[DmsoftError] = []
         with Progress(running.names.mirror_uuid, reporter) as progress:
