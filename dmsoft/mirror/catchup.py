@@ -90,7 +90,8 @@ class Run:
                 return
             since = self._pre_copy(since)
         raise DeviceError(
-            "More is written just before each final barrier than fits it.", hint="Run it again when there is less load."
+            "More is written just before each final barrier than fits it.",
+            hint="Run it again when there is less load, or with a longer --max-stall.",
         )
 
     def compare_untracked(self) -> None:
