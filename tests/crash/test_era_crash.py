@@ -114,7 +114,7 @@ def test_a_crash_on_other_kernels(kernel: str, ends: tuple[str, ...], tmp_path: 
         disks.live(steps, end)
 
 
-@pytest.mark.parametrize("lives", [pytest.param(3, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lives", [pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.long)])
 @pytest.mark.parametrize("kernel", SUITES)
 def test_many_crashes(kernel: str, lives: int, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)

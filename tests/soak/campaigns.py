@@ -28,6 +28,11 @@ class Campaign:
         return [sys.executable, "-m", self.module, *self.words, *(["--seed", str(seed)] if self.takes_seed else [])]
 
 
+# Where the same is done with more numbers, or for longer.
+_LONG = (
+    *(f"tests/vm/test_{name}.py" for name in ("eject", "era_live", "space", "trust")),
+    *(f"tests/crash/test_{name}.py" for name in ("era_crash", "power_cuts")),
+)
 CAMPAIGNS = (
     Campaign("events", "tests.soak", ("--events", "60")),
     Campaign("cuts", "tests.crash.campaign", ("--lives", "3", "--cuts", "20", "--desk", "60")),
@@ -37,12 +42,7 @@ CAMPAIGNS = (
         ("tests/vm/test_journal.py::test_killed_anywhere", "tests/vm/test_crash.py"),
         takes_seed=False,
     ),
-    Campaign(
-        "programs",
-        "tests.harness.suite",
-        ("tests/vm/test_era_live.py", "tests/vm/test_space.py", "tests/vm/test_trust.py"),
-        takes_seed=False,
-    ),
+    Campaign("long", "tests.harness.suite", _LONG, takes_seed=False),
     Campaign("daemon", "tests.harness.suite", ("tests/vm/test_monitor_soak.py",), takes_seed=False),
     Campaign("load", "tests.load", ("--minutes", "5")),
     Campaign("fuzz", "tests.fuzz", ("--count", "20000")),
