@@ -85,10 +85,10 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
     if kernel:
         return _shards(kernel, "tests/vm", usual, kernel)
     shards = SHARDS * 2 if everything else SHARDS
-    jobs = [
-        *_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT, shards),
-        Job("crash", ("tests/crash",), usual),
-    ]
+    jobs = list(_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT, shards))
+    for name in MACHINES * everything:
+        jobs.append(Job(name, ("tests/vagrant",), "" if name == MACHINES[0] else "core", machine=name))
+    jobs.append(Job("crash", ("tests/crash",), usual))
     for version in SMOKE_KERNELS + MORE_KERNELS * everything:
         jobs.append(
             Job(
@@ -98,8 +98,6 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
                 version,
             )
         )
-    for name in MACHINES * everything:
-        jobs.append(Job(name, ("tests/vagrant",), "" if name == MACHINES[0] else "core", machine=name))
     return [*jobs, *_shards("unit", "tests/unit", usual)]
 
 

@@ -58,7 +58,6 @@ def compares_and_is_well(rig: Rig, differing: set[int]) -> None:
     rig.equal()
 
 
-@pytest.mark.core
 def test_zeroed_metadata(rig: Rig) -> None:
     """The kernel formats it without a word, and would say that nothing was ever written."""
     region = make(rig)

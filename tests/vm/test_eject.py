@@ -18,7 +18,6 @@ pytest_plugins = ("tests.vm.rig",)
 SIZE = 40 * MIB
 
 
-@pytest.mark.core
 def test_disks_take_turns(rig: Rig) -> None:
     rig.create(primary=rig.cut("p0", SIZE), one=rig.disks["s0"], two=rig.disks["s1"])
     rig.write(1)

@@ -58,7 +58,6 @@ def test_random_program(bed: LoopBed, seed: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.smoke
 @pytest.mark.parametrize(
     "bed",
     [24 << 10, *(pytest.param(size, marks=pytest.mark.long) for size in (4 << 10, 64 << 10, 1 << 20))],

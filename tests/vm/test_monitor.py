@@ -27,7 +27,6 @@ def hook(tmp_path: Path) -> Path:
     return told
 
 
-@pytest.mark.core
 def test_a_mirror_is_kept_as_promised(rig: Rig, tmp_path: Path) -> None:
     """By itself: the first copy, what is written, a disk that was away, and all that after a kill as well."""
     rig.create("--interval", "3s", primary=rig.cut("p0", SIZE), one=rig.disks["s0"], two=rig.disks["s1"])
@@ -86,7 +85,6 @@ def test_a_mirror_is_kept_as_promised(rig: Rig, tmp_path: Path) -> None:
     assert now() >= monitor.events("monitor-stopped")[0]["time"]
 
 
-@pytest.mark.core
 def test_a_coupled_secondary_goes_under_load(rig: Rig, tmp_path: Path) -> None:
     """The raid1 gives way to the primary alone at once, and is back by itself when the disk is."""
     rig.create("--mode", "write-behind", primary=rig.cut("p0", SIZE), one=rig.disks["s0"], two=rig.disks["s1"])

@@ -204,7 +204,6 @@ def test_secondaries_that_go_on_alone_share_a_generation(rig: Rig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.core
 def test_a_swap_that_finds_the_primary_left_out(rig: Rig) -> None:
     """By a write that was under way: it comes to nothing, and the primary stays out although it would answer now."""
     newest = fail_primary(rig)

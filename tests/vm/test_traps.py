@@ -26,7 +26,7 @@ from tests import features
 from tests.vm.rig import NAME, Rig, dmsoft, ok, read, sh, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
-pytestmark = [pytest.mark.core, pytest.mark.slow]
+pytestmark = pytest.mark.slow
 
 # What the kernel does wrong, and the tests of other files that show it and what dmsoft does about it.
 ELSEWHERE = {
@@ -154,6 +154,7 @@ def test_what_is_shown_elsewhere_is_there(trap: str) -> None:
         assert f"def {name}(" in (Path(__file__).parent / file).read_text(), test
 
 
+@pytest.mark.core
 def test_a_checkpoint_is_no_barrier(rig: Rig) -> None:
     """A write may land long after the era that it is marked in (shown by the doctor); a resync has to wait for it."""
     rig.create("--metadata", rig.disks["c0"], primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
@@ -179,6 +180,7 @@ def test_a_checkpoint_is_no_barrier(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.core
 def test_raid1_never_resyncs_after_a_crash(bed: Bed) -> None:
     """Its bitmap says that regions are dirty, and it says AA; for dmsoft they are stale until they are copied (see
     `test_a_mirror_beside_them`)."""
@@ -201,6 +203,7 @@ def test_raid1_never_resyncs_after_a_crash(bed: Bed) -> None:
     let_go("trap-leg")
 
 
+@pytest.mark.core
 def test_a_behind_write_that_fails(bed: Bed, rig: Rig) -> None:
     """Since 6.12.13 the bitmap does not cover a write that is still on its way to the leg behind: md recovers the leg
     without it, and says AA. dmsoft copies what its own record says."""
@@ -233,6 +236,7 @@ def test_a_behind_write_that_fails(bed: Bed, rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.core
 def test_write_behind_at_the_second_place(bed: Bed) -> None:
     """On 6.1 a write goes behind only if the leg that is written mostly comes first; on 5.10, 6.12, 6.18 and 7.2 it
     does at either place. dmsoft has its secondaries first (see `test_a_mirror_beside_them`)."""
@@ -241,7 +245,14 @@ def test_write_behind_at_the_second_place(bed: Bed) -> None:
         """Whether a write comes back while the slow leg still holds it."""
         slots, fast, slow = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
         leg = Device(f"trap-leg{place}", f"DMSOFT-trap-leg{place}")
-        data = [fast, dm(leg.name, held_back(slow, LONG_MS if place == 0 else HELD_MS), uuid=leg.uuid)]
+        data = [
+            fast,
+            dm(
+                leg.name,
+                held_back(slow, LONG_MS if place == 0 or here(features.BEHIND_SECOND) else HELD_MS),
+                uuid=leg.uuid,
+            ),
+        ]
         data = data[::-1] if place == 0 else data
         options = f"nosync region_size 2048 write_mostly {place} max_write_behind 64"
         page(dm(f"trap{place}", raid((slots[0], data[0]), (slots[1], data[1]), options=options)), MIB, b"n")
@@ -296,6 +307,7 @@ def test_md_swallows_flush_errors(bed: Bed, rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.core
 def test_a_bare_suspend_ends_the_order_of_behind_writes(bed: Bed, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writes of one place go to the leg behind one after the other, until the raid1 was suspended and resumed as it
     is; from then on they may overtake each other. dmsoft resumes a raid1 only with a table that was loaded for it."""
@@ -343,6 +355,7 @@ def test_a_bare_suspend_ends_the_order_of_behind_writes(bed: Bed, rig: Rig, monk
     assert all(calls[at - 1] == "load" for at in resumes), calls
 
 
+@pytest.mark.core
 def test_a_leg_of_larger_blocks(bed: Bed, rig: Rig) -> None:
     """A writecache of 4 KiB raises the raid1's blocks and not those of an era that stands on it: one write of 512 bytes
     and the leg is out. dmsoft's writecache has the primary's block size."""
@@ -362,6 +375,7 @@ def test_a_leg_of_larger_blocks(bed: Bed, rig: Rig) -> None:
     assert health("m-lower") == "AA" and sh("blockdev", "--getss", "/dev/mapper/m-lower").strip() == "512"
 
 
+@pytest.mark.core
 def test_daemon_sleep_bricks_an_array(bed: Bed) -> None:
     """It is stored in seconds, rounded down; a stored 0 cannot be activated again. dmsoft's tables do not have it (see
     `test_a_mirror_beside_them`)."""
@@ -375,6 +389,7 @@ def test_daemon_sleep_bricks_an_array(bed: Bed) -> None:
     assert done.returncode != 0 and b"Invalid argument" in done.stderr, done.stderr
 
 
+@pytest.mark.core
 def test_the_limit_of_behind_writes_is_halved(bed: Bed) -> None:
     """Loaded, it is halved and shown so; what a bitmap has noted once counts more than any table. dmsoft's tables come
     from its model, and its slots are zeroed before each (see `test_a_mirror_beside_them`)."""
@@ -404,6 +419,7 @@ def test_a_mirror_beside_them(rig: Rig) -> None:
     let_go("m-one")  # else whoever cleans up waits for it
 
 
+@pytest.mark.core
 def test_md_answers_messages_with_errors(bed: Bed) -> None:
     """`idle` and `frozen` are acted on in part and said to be invalid since 6.9; dmsoft sends none to a raid1."""
     legs = [(bed.ram(256 * KIB), bed.ram(LENGTH)) for _ in range(2)]
@@ -420,6 +436,7 @@ def test_md_answers_messages_with_errors(bed: Bed) -> None:
     assert sent == {"flush", "checkpoint"}
 
 
+@pytest.mark.core
 def test_era_invalidate_lacks_the_current_era(bed: Bed) -> None:
     """The tool never lists what was written in the era that had not ended, not even after a crash."""
     metadata, origin = bed.ram(MIB), bed.ram(LENGTH)
@@ -448,6 +465,7 @@ def filled(top: str, name: str) -> None:
     raise AssertionError("the metadata never became full")
 
 
+@pytest.mark.core
 @pytest.mark.kernel_log(allow="I/O error|era|space map|Buffer|flakey|btree")
 def test_metadata_that_fill_up_or_fail(bed: Bed, rig: Rig) -> None:
     """Writes fail, a resume leaves the device suspended, and metadata that are well again heal nothing by themselves.

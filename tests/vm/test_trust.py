@@ -101,7 +101,6 @@ def sign(path: str, payload: AnyPayload, key: bytes | None) -> None:
     settle()
 
 
-@pytest.mark.core
 def test_disks_come_back_by_themselves(rig: Rig) -> None:
     rig.create(primary=rig.cut("p0", SIZE), one=rig.disks["s0"])
     rig.resync()
@@ -163,7 +162,6 @@ def test_the_primary_comes_back(rig: Rig) -> None:
     caught_up(rig, rig.disks["s0"], 1)
 
 
-@pytest.mark.core
 def test_forged_headers(rig: Rig) -> None:
     """Not signed with our key: as any member, with absurd regions, and beside the real ones, whose work they do not
     keep anybody from."""

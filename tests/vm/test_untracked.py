@@ -80,7 +80,6 @@ def stubborn(rig: Rig) -> Iterator[Writer]:
         writer.stop()
 
 
-@pytest.mark.core
 @pytest.mark.kernel_log(allow=IO_ERRORS)
 def test_failing_metadata(rig: Rig) -> None:
     """Under a writer: errors until tracking is given up, none afterwards, and none when it comes back."""

@@ -20,7 +20,6 @@ def small(rig: Rig) -> Rig:
     return rig
 
 
-@pytest.mark.core
 def test_a_fault_is_found_named_and_repaired(small: Rig) -> None:
     """Also under load, which changes clean blocks all the time: those are stale by then, and no fault."""
     small.write(4)  # stale: differs, and is no news
