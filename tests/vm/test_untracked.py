@@ -321,7 +321,7 @@ def test_the_canary_leaves_no_trace(rig: Rig) -> None:
     before = read(rig.primary, data.offset, data.length)
     ok("start", NAME)
     assert read(rig.primary, data.offset, data.length) == before
-    assert ours() == ["m", "m-lower", "m-metadata", "m-one"]
+    assert set(ours()) - {"m-shield"} == {"m", "m-lower", "m-metadata", "m-one"}  # 5.10 has discards to shield it from
     assert rig.states() == {"one": "current"} and rig.resync()["kind"] == "none"
 
 
