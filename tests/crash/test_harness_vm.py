@@ -114,9 +114,9 @@ def test_a_panic_says_why() -> None:
 
 def test_a_hung_guest_times_out() -> None:
     started = time.monotonic()
-    result = shell("echo begun; exec sleep 1000", timeout=60)
+    result = shell("echo begun; exec sleep 1000", timeout=30)
     assert (result.outcome, result.status) == (vm.Outcome.TIMEOUT, 124)
-    assert time.monotonic() - started < 70
+    assert time.monotonic() - started < 40
     assert result.stdout == b"begun\n"
 
 

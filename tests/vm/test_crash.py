@@ -62,7 +62,7 @@ def test_a_create_that_is_killed(rig: Rig) -> None:
     steps = _dying(words, 0)
     assert steps > 50
     ok("destroy", NAME, "--yes")
-    points = [rig.chance.randrange(first, first + steps // 8) for first in range(1, steps, max(steps // 8, 1))]
+    points = [rig.chance.randrange(first, first + steps // 5) for first in range(1, steps, max(steps // 5, 1))]
     for number, point in enumerate(points):
         _dying(words, point)
         settle()

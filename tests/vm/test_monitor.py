@@ -85,6 +85,7 @@ def test_a_mirror_is_kept_as_promised(rig: Rig, tmp_path: Path) -> None:
     assert now() >= monitor.events("monitor-stopped")[0]["time"]
 
 
+@pytest.mark.slow
 def test_a_coupled_secondary_goes_under_load(rig: Rig, tmp_path: Path) -> None:
     """The raid1 gives way to the primary alone at once, and is back by itself when the disk is."""
     rig.create("--mode", "write-behind", primary=rig.cut("p0", SIZE), one=rig.disks["s0"], two=rig.disks["s1"])

@@ -79,7 +79,10 @@ def test_a_secondary_goes_while_it_is_copied_to(rig: Rig) -> None:
     rig.equal()
 
 
-@pytest.mark.parametrize("kind", [pytest.param("direct", marks=pytest.mark.core), "writecache", "delay"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("direct", marks=pytest.mark.core), pytest.param("writecache", marks=pytest.mark.slow), "delay"],
+)
 def test_an_attached_secondary_goes(rig: Rig, kind: str) -> None:
     way = {"writecache": f"writecache:{rig.disks['c0']}", "delay": "delay:100", "direct": "direct"}[kind]
     rig.create("--mode", "write-behind", "--via", way, one=rig.disks["s0"])

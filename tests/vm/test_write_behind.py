@@ -44,7 +44,7 @@ def via(rig: Rig, kind: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("writecache", marks=pytest.mark.smoke), "delay", "direct"]
+    "kind", [pytest.param("writecache", marks=pytest.mark.smoke), pytest.param("delay", marks=pytest.mark.slow), "direct"]
 )  # fmt: skip
 def test_attached_and_detached(rig: Rig, kernel_log: KernelLog, kind: str) -> None:
     rig.create(*MODE, "--via", via(rig, kind), one=rig.disks["s0"])
