@@ -14,6 +14,7 @@ import pytest
 from dmsoft.errors import DeviceError
 from dmsoft.member import header
 from dmsoft.mirror import proof, witness
+from dmsoft.mirror.lower import PrimaryDroppedError
 from dmsoft.mirror.proof import Proof
 from dmsoft.resync import steps
 from dmsoft.resync.copy import CancelledError, Side
@@ -86,6 +87,7 @@ def attached(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(proof, "barrier", made.barrier)
     monkeypatch.setattr(proof.attach, "renew", made.land)
     monkeypatch.setattr(proof.attach, "drain_caches", lambda *_: None)
+    monkeypatch.setattr(proof.lower, "require_primary", lambda *_: None)
     monkeypatch.setattr(witness, "REQUEST_BYTES", BLOCK)
     monkeypatch.setattr(proof, "_STRETCH_BYTES", 4 * BLOCK)
     monkeypatch.setattr(steps, "watch", None)
@@ -199,3 +201,16 @@ def test_a_cancelled_proof_moves_nothing(attached: Attached, monkeypatch: pytest
         attached.prove()
     assert synced(attached) == era
     attached.check()
+
+
+def test_a_primary_that_is_left_out_ends_it(attached: Attached, monkeypatch: pytest.MonkeyPatch) -> None:
+    attached.write(*range(30))
+    era = synced(attached)
+
+    def dropped(_: object) -> None:
+        raise PrimaryDroppedError("It was left out.")
+
+    monkeypatch.setattr(proof.lower, "require_primary", dropped)
+    with pytest.raises(PrimaryDroppedError):
+        attached.prove()
+    assert synced(attached) == era
