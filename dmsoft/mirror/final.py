@@ -50,6 +50,8 @@ class Final:
 
     def _barrier(self, attachment: Attachment | None) -> bool:
         run = self._run
+        if attachment is not None:
+            run.owe(self._since)  # anew: making the legs took a while, and it was written to meanwhile
         stage = Staging(run.staging_bytes())
         inside = Tally.of(len(run.jobs))
         coupled = {i for i, job in enumerate(run.jobs) if attachment is not None and job.label in attachment.labels}

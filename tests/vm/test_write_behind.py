@@ -132,10 +132,11 @@ def _poison(rig: Rig) -> None:
 @pytest.mark.slow
 def test_the_primary_goes_on_while_a_secondary_is_attached(rig: Rig) -> None:
     rig.create(*MODE, "--via", via(rig, "writecache"), one=rig.disks["s0"])
-    with rig.writing(pause_ms=100) as writer:  # one that dirties more than a barrier has time for keeps it away
-        rig.resync()
+    patient = ("--max-stall", "2s")  # a slow machine takes a while for the legs, which is written to meanwhile
+    with rig.writing(pause_ms=100) as writer:
+        rig.resync(*patient)
         assert rig.states() == {"one": "attached"}
-        again = rig.resync()
+        again = rig.resync(*patient)
     assert again["kind"] == "incremental" and writer.longest < 60
     rig.superset("one")
     ok("stop", NAME)
