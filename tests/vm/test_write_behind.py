@@ -44,8 +44,9 @@ def via(rig: Rig, kind: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param("writecache", marks=pytest.mark.smoke), pytest.param("delay", marks=pytest.mark.slow), "direct"]
-)  # fmt: skip
+    "kind",
+    [pytest.param("writecache", marks=pytest.mark.smoke), pytest.param("delay", marks=pytest.mark.slow), "direct"],
+)
 def test_attached_and_detached(rig: Rig, kernel_log: KernelLog, kind: str) -> None:
     rig.create(*MODE, "--via", via(rig, kind), one=rig.disks["s0"])
     assert rig.states() == {"one": "stale"} and table("m-lower").startswith("linear ")
