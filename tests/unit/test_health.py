@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is made of md's letters for a raid1 whose primary is the last leg."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from dmsoft.dm.device import TargetLine
+from dmsoft.mirror import health
+from dmsoft.units import Sectors
+
+
+def lower(*letters: str) -> Any:
+    """A suspended raid1 that says these letters one after the other, the last of them for ever; none: linear."""
+    said = list(letters)
+
+    def status(*, asleep: bool) -> tuple[TargetLine]:
+        assert asleep
+        if not said:
+            return (TargetLine(Sectors(0), Sectors(8), "linear", ""),)
+        word = said.pop(0) if len(said) > 1 else said[0]
+        return (TargetLine(Sectors(0), Sectors(8), "raid", f"raid1 {len(word)} {word} 8/8 frozen 0 0 -"),)
+
+    return SimpleNamespace(info=lambda: SimpleNamespace(suspended=True, live_table=True), status=status)
+
+
+@pytest.mark.parametrize(
+    ("letters", "verdict"),
+    [
+        ((), "whole"),
+        (("AA",), "whole"),
+        (("DA",), "whole"),
+        (("Da",), "whole"),
+        (("AD",), "without-primary"),
+        (("DAD",), "without-primary"),
+        (("Aa",), "without-primary"),
+        (("aa",), "not-known"),
+        (("aa", "aa", "AD"), "without-primary"),
+        (("aaa", "DAA"), "whole"),
+    ],
+)
+def test_what_a_suspended_raid1_says(
+    letters: tuple[str, ...], verdict: health.Verdict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_ASK_SECONDS", 0.2)
+    assert health.verdict(lower(*letters)) == verdict
