@@ -138,8 +138,11 @@ def held_by_md(path: str, _: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def read_only(path: str, _: Path) -> Iterator[None]:
     sh("blockdev", "--setro", path)
-    yield
-    sh("blockdev", "--setrw", path)
+    try:
+        yield
+    finally:
+        # It would outlive the loop device's detach.
+        sh("blockdev", "--setrw", path)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,8 @@ def loops(tmp_path: Path) -> Iterator[MakeLoop]:
             device = sh("losetup", "--find", "--show", *options, path).strip()
             stack.callback(settle)
             stack.callback(sh, "losetup", "--detach", device)
+            # What --setro did outlives the detach, and whoever gets the device next cannot write.
+            stack.callback(sh, "blockdev", "--setrw", device)
             return device
 
         yield make
@@ -315,7 +317,6 @@ def test_read_only(loops: MakeLoop) -> None:
     path = loops()
     sh("blockdev", "--setro", path)
     refused(path, "gate-readonly")
-    sh("blockdev", "--setrw", path)
 
 
 def test_too_small(loops: MakeLoop) -> None:
