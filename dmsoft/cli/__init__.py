@@ -25,7 +25,7 @@ threading.stack_size(512 * KIB)
 
 VERBS = (
     "create", "add", "remove", "start", "stop", "destroy", "status", "wait", "stale", "resync", "attach", "eject",
-    "verify", "devices", "examine", "doctor", "monitor", "explain",
+    "verify", "recover", "devices", "examine", "doctor", "monitor", "explain",
 )  # fmt: skip
 _ROOTLESS = {"explain"}
 _MEMORY_HINT = "Nothing new was promised. End something else, or raise the limit this runs under, and run it again."

@@ -19,7 +19,7 @@ _EXITS = {
 _ALERTS = {
     "primary-missing": (
         "The primary of a mirror is not here.\n\nWithout it nothing can be started, copied or judged. Plug it in; its"
-        " secondaries keep what they have."
+        " secondaries keep what they have. If it is lost for good, `dmsoft recover` makes a secondary whole by itself."
     ),
     "primary-failed": (
         "The primary of a mirror is here but cannot be used.\n\nThe alert says why. `dmsoft examine DEV` shows what"

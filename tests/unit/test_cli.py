@@ -103,6 +103,7 @@ def test_version(capsys: Capture) -> None:
         ["resync"],
         ["resync", "m", "--max-stall", "long"],
         ["examine"],
+        ["recover"],
         ["status", "m", "n"],
         ["explain", "busy", "usage"],
         ["devices", "extra"],

@@ -26,6 +26,7 @@ from dmsoft.mirror.create import Created
 from dmsoft.mirror.missing import Missing
 from dmsoft.mirror.progress import Planned
 from dmsoft.mirror.start import Started
+from dmsoft.mirror.survivor import Survivor
 from dmsoft.mirror.sync import Outcome, SecondaryOutcome
 from dmsoft.mirror.views import Alert, EraView, MirrorView, PrimaryView, SecondaryView, State, StatusView
 from dmsoft.mirror.waiting import Waited
@@ -125,6 +126,7 @@ VIEWS = {
     "create": (Created,),
     "start": (Started,),
     "attach": (Arrival,),
+    "recover": (Survivor,),
     "devices": (Survey, Candidate, Verdict),
     "examine": (Examination,),
     "doctor": (Checkup, Finding),

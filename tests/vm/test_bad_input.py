@@ -365,6 +365,7 @@ def test_without_root(loops: Loops) -> None:
         "create": create(one, two), "add": ("add", NAME, one, "--yes"), "remove": ("remove", NAME, "x", "--yes"),
         "start": ("start", NAME), "stop": ("stop", NAME), "destroy": ("destroy", NAME, "--yes"), "status": ("status",),
         "stale": ("stale", NAME, "x"), "resync": ("resync", NAME), "devices": ("devices",), "examine": ("examine", one),
+        "recover": ("recover", one),
     }  # fmt: skip
     with nothing_written(one, two):
         child = os.fork()

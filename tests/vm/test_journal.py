@@ -19,7 +19,7 @@ from dmsoft.mirror.final import Final
 from dmsoft.resync import copy, steps
 from dmsoft.resync.staging import Staging
 from dmsoft.units import KIB, MIB
-from tests.vm.rig import NAME, Rig, dmsoft, ok, read, suspended, wait_until
+from tests.vm.rig import NAME, Rig, dmsoft, ok, read, refused, sh, suspended, unchanged, wait_until
 from tests.vm.write_log import LoggedDisk
 
 pytest_plugins = ("tests.vm.rig",)
@@ -286,6 +286,37 @@ def test_status_and_examine_show_a_journal(rig: Rig) -> None:
     rig.equal()
     assert rig.secondary("one")["journal"] is None
     assert ok("examine", rig.secondaries["one"], "--json").json["journal"] is None
+
+
+def test_a_secondary_that_is_all_there_is(rig: Rig) -> None:
+    """The primary is lost between the commit of a journal and its end."""
+    crash = Crash(rig)
+    crash.change(10)
+    path = rig.secondaries["one"]
+    crash.die(killer("after commit-flush"))
+    old, new = crash.secondary(), crash.primary()
+    assert "not a secondary" in refused(5, "recover", rig.primary)
+    ok("stop", NAME)
+    sh("dmsetup", "remove", "--retry", "cut-p0-0")
+    with unchanged(path):
+        planned = ok("recover", path, "--dry-run", "--json").json
+        refused(4, "start", NAME)  # the disk that the cut was made of has the header too
+    done = ok("recover", path, "--json").json
+    assert done == planned and done["bytes_applied"] >= 10 * BLOCK and done["consistent_as_of"]
+    sh("dmsetup", "create", "recovered", "--readonly", "--table", done["table"])
+    assert crash.secondary() == new == read("/dev/mapper/recovered", 0, len(new)) != old
+    sh("dmsetup", "remove", "--retry", "recovered")
+    with unchanged(path):
+        assert ok("recover", path, "--json").json == done | {"bytes_applied": 0}
+
+    rig.cut("p0", SIZE)
+    ok("start", NAME)
+    assert rig.stale("one") == set()
+    crash.change(10)
+    crash.die(killer("before data-flush"), "--direct")
+    with unchanged(path):
+        ran = dmsoft("recover", path)
+        assert ran.code == 6 and "a whole copy" in ran.err and "dmsetup create" in ran.out, ran
 
 
 def test_a_block_that_the_primary_lost_comes_from_another_secondary(rig: Rig) -> None:
