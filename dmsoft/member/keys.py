@@ -2,8 +2,7 @@
 """The key of each mirror, with which the headers of its members are signed: 32 random bytes, as hex, in a file.
 
 A key lies in ``/etc/dmsoft/keys/<mirror uuid>.key`` (directory 0700, file 0600). It proves that a disk that is
-plugged in was written by this machine's dmsoft; without it the disk still works, but a person has to ask for every
-copy onto it. ``directory`` is for tests.
+plugged in was written by this machine's dmsoft; without it no verb uses the mirror. ``directory`` is for tests.
 """
 
 import errno
@@ -86,7 +85,8 @@ def load(mirror_uuid: str, *, directory: Path = DIRECTORY) -> bytes | None:
     match = _TEXT.fullmatch(text)
     if match is None:
         raise KeyFileError(
-            f"{path} is not a key of 32 bytes in hex.", hint="Restore it from a backup, or remove it to do without."
+            f"{path} is not a key of 32 bytes in hex.",
+            hint="Restore it from a backup; without it the mirror cannot be started.",
         )
     return bytes.fromhex(match[1].decode())
 
