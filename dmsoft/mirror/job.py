@@ -277,7 +277,7 @@ def gate(
     """The secondary's disk, open for writing, its header, which fits the primary's in every respect, and why what it
     says of its data is not to be believed.
 
-    A journal that was committed is applied first, unless ``dry_run``.
+    A journal that was committed is applied first, unless ``dry_run`` or somebody else wrote to the header.
     """
     label, names, key = record.label, running.names, running.assembly.key
     problem = running.assembly.problems.get(label)
@@ -298,7 +298,8 @@ def gate(
         if found is None or not isinstance(found.payload, Secondary) or not found.verified:
             raise DeviceError(f"{disk.path} is not the secondary {label}.", hint="Look at it with `dmsoft examine`.")
         regions.check(found.payload, disk.size_bytes)
-        found = found if dry_run else recovery.recover(disk, found, key)
+        if not dry_run and scan.doubt is None:  # else the disk is compared, and this would write over the reason
+            found = recovery.recover(disk, found, key)
         _fits(running, label, found)
         yield disk, found, scan.doubt
 

@@ -32,6 +32,7 @@ def add(name: str, spec: SecondarySpec, *, force: bool = False, dry_run: bool = 
     check_label(spec.label)
     with locked(uuid_of(name), "operation", name=name, verb="add"):
         running = Running.of(locate.assemble(name))
+        running.require_undoubted()
         payload = running.payload
         if payload.member(spec.label) is not None:
             raise UsageError(f"{name} already has a secondary {spec.label}.", hint="Choose another label.")
@@ -76,6 +77,7 @@ def remove(name: str, label: str, *, dry_run: bool = False) -> bool:
     uuid = uuid_of(name)
     with locked(uuid, "operation", name=name, verb="remove"), alone.marking(Names(name, uuid)):
         running = Running.of(locate.assemble(name))
+        running.require_undoubted()
         record = running.payload.member(label)
         if record is None:
             known = ", ".join(each.label for each in running.payload.members) or "none"

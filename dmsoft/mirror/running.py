@@ -109,6 +109,15 @@ class Running:
                 hint="It is back: unmount the mirror, stop it and start it again.",
             )
 
+    def require_undoubted(self) -> None:
+        """Raise `DeviceError` while a copy of the primary's header is somebody else's work: whatever is written there
+        next would hide it. A start of the mirror, running or not, and a resync deal with it."""
+        if self.assembly.doubt is not None:
+            raise DeviceError(
+                f"Somebody else wrote to the primary of {self.names.name}. {self.assembly.doubt.rstrip('.')}.",
+                hint=f"Run `dmsoft start {self.names.name}` first: it has every secondary compared.",
+            )
+
     def throttle(self, limit: Limit, cancelled: threading.Event) -> Throttle:
         """For reads of the primary beside whoever uses the top. All that goes through the top is theirs: dmsoft itself
         reads and writes the disks below it."""

@@ -50,8 +50,8 @@ def objection(
     payload = found.payload
     if not isinstance(payload, Secondary):
         raise TypeError("only secondaries are copied onto")
-    if differs or record.suspect is not None:
-        return _changed(record.label, record.suspect or DIFFERS)
+    if differs or record.suspect is not None or scan.doubt is not None:
+        return _changed(record.label, (record.suspect or scan.doubt or DIFFERS).rstrip("."))
     if record.sequence is not None and found.sequence == record.sequence:
         return None
     # The copy that is whole beside a torn one is rightly older.
@@ -59,9 +59,8 @@ def objection(
     if whole and record.sequence is not None and found.sequence < record.sequence:
         return _old(record.label, f"its header has number {found.sequence}, and it had {record.sequence} when it left")
     sync = payload.sync
-    doubt = scan.doubt or sync.doubt
-    if doubt is not None and (sync.token is None or sync.token != record.token_pending):
-        return _changed(record.label, doubt.rstrip("."))
+    if sync.doubt is not None and (sync.token is None or sync.token != record.token_pending):
+        return _changed(record.label, sync.doubt.rstrip("."))
     known = {record.token_pending, record.token_confirmed, record.sync.token}
     never = sync.token is None and record.sync.era is None
     if not never and (sync.token is None or sync.token not in known):

@@ -38,8 +38,9 @@ def trouble(running: Running) -> str | None:
 
     Full metadata are given time to be digested first. The answer to it is `mend`.
     """
-    if running.payload.tracker.doubt is not None:
-        return running.payload.tracker.doubt
+    doubt = running.payload.tracker.doubt or running.assembly.doubt
+    if doubt is not None:
+        return doubt.rstrip(".")
     if not is_tracked(running.names):
         return "tracking is off"
     if running.era_status().failed:

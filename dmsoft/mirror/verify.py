@@ -98,6 +98,7 @@ def verify(wanted: Wanted, reporter: Reporter, cancelled: threading.Event) -> tu
         lower.require_primary(names)
         running = Running.of(locate.assemble(wanted.name))
         running.require_active()
+        running.require_undoubted()
         records = selection.chosen(running, wanted.labels)
         found: list[Checked] = []
         errors: list[DmsoftError] = []

@@ -189,6 +189,11 @@ def test_a_disk_in_doubt_waits_for_a_person() -> None:
     assert refusal(doubtful, place, sequence=12) == "changed-elsewhere"
     assert refusal(secondary_of(place), place, sequence=12, doubt="Copy 1 was overwritten.") == "changed-elsewhere"
     assert refusal(secondary_of(place), home(noted(suspect="a block differs"))) == "changed-elsewhere"
+    # The number of the copy that was left alone says nothing.
+    assert (
+        refusal(secondary_of(place), home(noted(sequence=12)), sequence=12, doubt="Overwritten.") == "changed-elsewhere"
+    )
+    assert refusal(secondary_of(place), home(noted(token_pending=TOKEN)), doubt="Overwritten.") == "changed-elsewhere"
     # A run that somebody asked for, and that was cut off, goes on.
     asked = home(noted(token_pending=TOKEN))
     assert welcome(doubtful, asked, sequence=12).action == "catch-up"

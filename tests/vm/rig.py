@@ -263,6 +263,11 @@ class Rig:
         assert isinstance(payload, Secondary)
         return payload
 
+    def overwrite_older_header(self, path: str) -> None:
+        """Zero the copy of a member's header that does not count, as somebody else may have done."""
+        older = min(header.read(path).copies, key=lambda copy: copy.sequence or 0)
+        write(path, older.slot * header.SLOT_BYTES, bytes(4096))
+
     def record(self, label: str) -> MemberRecord:
         found = self.primary_header().member(label)
         assert found is not None

@@ -12,7 +12,7 @@ from dmsoft.era.superblock import Superblock
 from dmsoft.member.payload import Region
 from dmsoft.units import KIB, MIB
 from tests.harness.guestkit import settle
-from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, sh, write
+from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sh, write
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -224,6 +224,30 @@ def test_a_member_written_elsewhere_while_the_mirror_runs(rig: Rig) -> None:
     ok("start", NAME)
     is_unknown(rig, "differs from the primary")
     compares_and_is_well(rig, {0})
+
+
+def test_a_header_of_the_primary_that_somebody_wrote_to(rig: Rig) -> None:
+    """What is written there next would hide it: so nothing is, but by what has every block compared."""
+    make(rig)
+    rig.write(5)
+    rig.write_to_medium(None, 9 * MIB, b"\x55" * 4 * KIB)
+    rig.overwrite_older_header(rig.primary)
+    for words in (
+        ("add", NAME, f"two={rig.cut('s1', SIZE)}", "--yes"),
+        ("remove", NAME, "one", "--yes"),
+        ("verify", NAME),
+    ):
+        assert "Somebody else wrote to the primary" in refused(6, *words)
+    done = rig.resync()
+    assert done["kind"] == "compare" and done["bytes_copied"] == 2 * MIB
+    rig.equal()
+
+    ok("stop", NAME)
+    rig.overwrite_older_header(rig.primary)
+    refused(6, "remove", NAME, "one", "--yes")
+    assert "overwritten" in ok("start", NAME, "--json").json["doubt"]
+    is_unknown(rig, "overwritten")
+    compares_and_is_well(rig, set())
 
 
 def test_a_copied_header_on_another_disk(rig: Rig) -> None:

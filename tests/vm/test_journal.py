@@ -319,6 +319,23 @@ def test_a_secondary_that_is_all_there_is(rig: Rig) -> None:
         assert ran.code == 6 and "a whole copy" in ran.err and "dmsetup create" in ran.out, ran
 
 
+def test_a_committed_journal_beside_a_header_that_somebody_wrote_to(rig: Rig) -> None:
+    """The reason to compare must not be written over by what is written when the journal was applied."""
+    crash = Crash(rig)
+    crash.change(10)
+    path = rig.secondaries["one"]
+    crash.die(killer("after commit-flush"))
+    rig.overwrite_older_header(path)
+    ok("stop", NAME)
+    with unchanged(path):
+        ok("start", NAME)
+        refused(4, "attach", path)
+        assert dmsoft("recover", path).code == 6
+    assert rig.secondary("one", code=9)["state"] == "unknown"
+    assert rig.resync()["kind"] == "compare"
+    rig.equal()
+
+
 def test_a_block_that_the_primary_lost_comes_from_another_secondary(rig: Rig) -> None:
     """Where one has it; what nobody has is named by its block, and all the rest is copied."""
     rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE), two=rig.cut("s1", SIZE))
