@@ -87,12 +87,12 @@ class StandInWayOut:
     top: StandIn
     fails: int
 
-    def take(self) -> None:
+    def take(self, *, at_any_cost: bool) -> None:
         self.fails -= 1
-        if self.fails >= 0:
+        if self.fails >= 0 and not at_any_cost:
             say("way out failed")
             raise DmIoctlError("write", "the header", errno.EIO)
-        say("way out")
+        say("way out at any cost" if at_any_cost else "way out")
         self.top.suspended = False
 
 
@@ -105,6 +105,7 @@ def main() -> None:
     lower.raid = asked.get("raid")
     guard.hold_out_primary = lambda lower: say(f"hold out {lower.name}")  # type: ignore[assignment]
     guard._WATCH_SECONDS = 0.3
+    guard._PATIENCE_SECONDS = 0.3
     lock = os.open(asked["lock"], os.O_RDWR) if "lock" in asked else None
     way_out = StandInWayOut(top, asked["way_out"]) if asked.get("way_out") is not None else None
     guard._keep(guard.Rescue(top, lower, FALLBACK, StandInHelper(), lock, way_out))  # type: ignore[arg-type]

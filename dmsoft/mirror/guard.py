@@ -13,7 +13,7 @@ at a time into a pipe:
 It answers ``ready`` once and ``tripped`` whenever it had to act. It resumes bottom-up, and gives a suspended lower the
 plain linear table first: whatever was about to be coupled to the primary is not trusted. Only a raid1 that has left the
 primary out stays, as the primary alone is the older copy. A top that the kernel does not resume, because its era
-metadata failed meanwhile, gets out by `dmsoft.mirror.wayout`.
+metadata failed meanwhile, gets out by `dmsoft.mirror.wayout`, at any cost once that has been tried for a while.
 """
 
 import contextlib
@@ -46,6 +46,7 @@ _READY_SECONDS = 60
 _WATCH_SECONDS = 2.0
 _POLL_SECONDS = 0.05
 _RESCUE_SECONDS = 600.0
+_PATIENCE_SECONDS = 5.0
 _LONGEST_PAUSE = 1.0
 _RESUME_SECONDS = 30.0
 _RESUME_POLL_SECONDS = 0.005
@@ -188,7 +189,7 @@ def resume_left(top: Device, lower: Device, fallback: Table, way_out: WayOut, le
     return True
 
 
-def resume_top(top: Device, way_out: WayOut | None) -> Cookie | None:
+def resume_top(top: Device, way_out: WayOut | None, *, at_any_cost: bool = False) -> Cookie | None:
     """Resume the top; if the kernel refuses, by the way out. The cookie is owed a wait. Raises `DeviceError`, and
     `TrackingLostError` when it is resumed and tracks nothing any more."""
     try:
@@ -196,7 +197,7 @@ def resume_top(top: Device, way_out: WayOut | None) -> Cookie | None:
     except DmIoctlError as err:
         if way_out is None or err.errno == errno.EINTR or not _is_suspended(top):
             raise
-        way_out.take()
+        way_out.take(at_any_cost=at_any_cost)
         raise TrackingLostError(
             f"A new era could not begin on {top.name} ({os.strerror(err.errno)}), so it goes on without tracking.",
             hint="Run `dmsoft resync`: it begins tracking anew and compares every block.",
@@ -285,7 +286,7 @@ class Rescue:
         while self.needed():
             acted = True
             with contextlib.suppress(MemoryError):  # whoever ate it may be gone the next time
-                self._try()
+                self._try(at_any_cost=time.monotonic() - start >= _PATIENCE_SECONDS)
             if time.monotonic() - start >= seconds:
                 break
             time.sleep(pause if self.needed() else 0)
@@ -309,7 +310,7 @@ class Rescue:
     def _free(self) -> contextlib.AbstractContextManager[bool]:
         return contextlib.nullcontext(True) if self.lock is None else tried(self.lock)
 
-    def _try(self) -> None:
+    def _try(self, *, at_any_cost: bool) -> None:
         for leg in self.legs:  # with whichever table it has, the old or the new one
             if _is_suspended(leg):
                 with contextlib.suppress(DmsoftError):
@@ -330,7 +331,7 @@ class Rescue:
                     resume_watched(self.helper, self.lower)
         if _is_suspended(self.top):
             with contextlib.suppress(DmsoftError):
-                resume_top(self.top, self.way_out)
+                resume_top(self.top, self.way_out, at_any_cost=at_any_cost)
 
     def _goes_without_primary(self) -> bool | None:
         """None if it cannot be asked."""

@@ -59,6 +59,11 @@ def is_tracked(names: Names) -> bool:
     return any(line.kind == "era" for line in device(names.top).table())
 
 
+def is_plain(names: Names) -> bool:
+    """Whether the live top is linear: it neither tracks, nor does it fail whatever comes."""
+    return all(line.kind == "linear" for line in device(names.top).table())
+
+
 def is_shielded(names: Names) -> bool:
     """Whether the shield against discards stands between the top and the lower."""
     return device(names.shield).info() is not None

@@ -25,7 +25,7 @@ from dmsoft.mirror.execute import discards_off, dismantle, ensure, require_no_di
 from dmsoft.mirror.guard import Guard, resume_top
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.plan import base, metadata_place, untracked_top
-from dmsoft.mirror.running import NoRoomError, Running, device, is_shielded, is_tracked, node_path, write
+from dmsoft.mirror.running import NoRoomError, Running, device, is_plain, is_shielded, is_tracked, node_path, write
 
 _METADATA_BLOCK = 4096
 _LOCK_SECONDS = 30.0
@@ -77,7 +77,7 @@ def give_up(running: Running, guard: Guard, reason: str) -> None:
     """
     with running.writing():
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
-    if is_tracked(running.names):
+    if not is_plain(running.names):
         _swap(running, guard, untracked_top(running.payload, shielded=is_shielded(running.names)).table)
 
 

@@ -5,6 +5,10 @@ dm-era has no other. When its metadata is full or fails, it fails the writes tha
 cannot be resumed. What comes first is always the same: the tracker life is revoked in both copies of the primary's
 header, flushed. Only then may a write go past the tracking; so no crash in between leaves an incremental copy possible.
 
+If the header cannot be written either, because the primary is gone or takes no writes any more, the top cannot go on
+at all. For a while that is tried again; then it gets a table that fails whatever comes, so that what uses the mirror
+has an error, as it would on a bare disk, and does not wait for ever.
+
 All that is needed is opened beforehand, since it may have to happen while the root file system is frozen: in the guard
 process as well as inside a barrier.
 """
@@ -14,8 +18,8 @@ from dataclasses import dataclass
 
 from dmsoft.dm.device import Device
 from dmsoft.dm.failures import CookieTimeoutError
-from dmsoft.dm.targets import Table
-from dmsoft.errors import DeviceError, MetadataError
+from dmsoft.dm.targets import Error, Table, single
+from dmsoft.errors import DeviceError, MetadataError, NotFoundError
 from dmsoft.member import header
 from dmsoft.member.gate import GatedDevice
 from dmsoft.member.payload import Primary
@@ -54,9 +58,16 @@ class WayOut:
         header.write_withdrawn(self.disk, payload, self.key)
         return payload
 
-    def take(self) -> None:
-        """From a suspended top that cannot be resumed: revoke, then make it plain. Raises `DeviceError`."""
-        self.revoke(STUCK)
-        self.top.load(self.plain)
+    def take(self, *, at_any_cost: bool = False) -> None:
+        """From a suspended top that cannot be resumed: revoke, then make it plain; ``at_any_cost``: if that cannot be,
+        let it fail what comes. Raises `DeviceError`."""
+        table = self.plain
+        try:
+            self.revoke(STUCK)
+        except (DeviceError, MetadataError, NotFoundError):
+            if not at_any_cost:
+                raise
+            table = single(self.plain[0].length, Error())
+        self.top.load(table)
         with contextlib.suppress(CookieTimeoutError):
             self.top.resume()

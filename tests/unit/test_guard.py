@@ -209,6 +209,14 @@ def test_a_way_out_that_fails_is_tried_again() -> None:
         assert done == ["resume top failed", "way out failed"] * 2 + ["resume top failed", "way out"]
 
 
+def test_a_way_out_that_never_works_is_taken_at_any_cost() -> None:
+    """The primary takes no writes: whoever uses the mirror gets an error, as from a bare disk, and waits no longer."""
+    with keeping(["top"], way_out=1000, top={"resume": 1000}) as process:
+        tell(process, "arm\n")
+        done, _ = end(process)
+        assert done[:2] == ["resume top failed", "way out failed"] and done[-1] == "way out at any cost"
+
+
 def test_a_top_that_resumes_never_takes_it() -> None:
     with keeping(["top"], way_out=0) as process:
         tell(process, "arm\n")

@@ -258,6 +258,27 @@ def test_a_barrier_whose_era_cannot_begin(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.kernel_log(allow=IO_ERRORS)
+def test_a_primary_that_goes_while_the_mirror_stands_still(rig: Rig) -> None:
+    """No era can begin, and no header can say that none does. What uses the mirror has an error then, and does not wait
+    for ever; nothing is written untracked. When the primary takes writes again, so does the mirror."""
+    rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    running = Running.of(locate.assemble(NAME))
+    with guard_of(running, coupled=False) as guard:
+        with pytest.raises(DmsoftError), barrier.barrier(running.names, guard, freeze=False):
+            rig.behave(rig.primary, "p0", "error_writes")
+        wait_until("the guard acts", guard.tripped, 60)
+    assert not suspended() and table(NAME).endswith("error")
+    with pytest.raises(OSError, match="Input/output error"):
+        rig.write(3)
+    rig.behave(rig.primary, "p0")
+    ok("start", NAME)
+    rig.write(3)
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
 _PROGRAM = """
 import sys, time
 from dmsoft.mirror import barrier, locate
