@@ -66,16 +66,22 @@ def eject(
                     f"{label} could not be caught up: writes outrun the copy.",
                     hint="Do not unplug it. Try again when there is less load, or with a longer --max-stall.",
                 )
-            _let_go(running, label)
+            if not _let_go(running, label):
+                reporter.note(
+                    f"It cannot be noted that {label} was let go of (before Linux 5.15, or /run is full): it counts as "
+                    f"plugged in again at once. If dmsoftd runs, stop it until the disk is unplugged."
+                )
         device = running.assembly.devices[label].path
         return Ejected(name, label, device, part.consistent_as_of, not dry_run, outcome)
 
 
-def _let_go(running: Running, label: str) -> None:
+def _let_go(running: Running, label: str) -> bool:
+    """Returns whether it is noted that the disk was let go of."""
     names, record = running.names, running.payload.member(label)
     if record is None:
         raise NotFoundError(f"{names.name} has no secondary {label}.")
     dismantle(leg_nodes(names, label))
-    plug.note(names, label, running.assembly.secondaries[label].number)
+    noted = plug.note(names, label, running.assembly.secondaries[label].number)
     with running.writing():
         running.grant(running.payload.with_member(record.replace(away_since=now())))
+    return noted

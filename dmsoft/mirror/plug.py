@@ -17,10 +17,11 @@ PRIMARY = "primary"
 """Stands for a label, which no secondary can have."""
 
 
-def note(names: Names, label: str, number: str) -> None:
-    """Remember that the disk ``number`` was let go of."""
+def note(names: Names, label: str, number: str) -> bool:
+    """Remember that the disk ``number`` was let go of; returns whether that will be known."""
     with contextlib.suppress(OSError):
         _path(names, label).write_text(appearance(number))
+    return waits(names, label, number)
 
 
 def waits(names: Names, label: str, number: str) -> bool:
