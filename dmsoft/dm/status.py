@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What targets print in ``dmsetup status``, as values. `TargetTextError` for text that does not fit.
 
-Formats: the status functions of the kernel's dm-era-target.c, dm-raid.c, dm-writecache.c and dm-delay.c.
+Formats: the status functions of the kernel's dm-era-target.c, dm-raid.c, dm-writecache.c, dm-delay.c and dm-stripe.c.
 """
 
 from dataclasses import dataclass
@@ -159,9 +159,35 @@ class DelayStatus:
             raise bad_text(cls.kind, text) from err
 
 
-Status = EraStatus | RaidStatus | WriteCacheStatus | DelayStatus
+@dataclass(frozen=True)
+class StripedStatus:
+    """``1 253:0 1 A``. ``health`` has a letter a stripe: D once a request to its device has failed, since the table was
+    loaded, else A."""
 
-_PARSERS: dict[str, type[Status]] = {cls.kind: cls for cls in (EraStatus, RaidStatus, WriteCacheStatus, DelayStatus)}
+    kind: ClassVar[str] = "striped"
+    devices: tuple[str, ...]
+    health: str
+
+    @property
+    def failed(self) -> bool:
+        return "D" in self.health
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        try:
+            stripes, *devices, groups, health = text.split()
+            if groups != "1" or not len(devices) == len(health) == whole(stripes) or set(health) - set("AD"):
+                raise ValueError("health")
+            return cls(tuple(devices), health)
+        except ValueError as err:
+            raise bad_text(cls.kind, text) from err
+
+
+Status = EraStatus | RaidStatus | WriteCacheStatus | DelayStatus | StripedStatus
+
+_PARSERS: dict[str, type[Status]] = {
+    cls.kind: cls for cls in (EraStatus, RaidStatus, WriteCacheStatus, DelayStatus, StripedStatus)
+}
 
 
 def parse_status(kind: str, text: str) -> Status | None:

@@ -18,6 +18,7 @@ from dmsoft.dm.status import (
     EraStatus,
     RaidStatus,
     Status,
+    StripedStatus,
     WriteCacheStatus,
     bad_text,
     parse_status,
@@ -40,6 +41,8 @@ __all__ = [
     "Segment",
     "SnapshotOrigin",
     "Status",
+    "Striped",
+    "StripedStatus",
     "Table",
     "Target",
     "WriteCache",
@@ -72,6 +75,32 @@ class Linear(BaseTarget):
     def _parse(cls, text: str) -> Self:
         device, offset = text.split()
         return cls(device, Sectors(whole(offset)))
+
+
+@dataclass(frozen=True)
+class Striped(BaseTarget):
+    """One stripe: a linear device whose status says whether a request to it has ever failed. Its length is a multiple
+    of ``chunk`` sectors; requests are cut at their borders."""
+
+    kind: ClassVar[str] = "striped"
+    device: str
+    offset: Sectors
+    chunk: Sectors
+
+    def __post_init__(self) -> None:
+        device_word(self.device)
+        if self.chunk <= 0:
+            raise ValueError(f"a chunk of {self.chunk} sectors")
+
+    def params(self) -> str:
+        return f"1 {self.chunk} {self.device} {self.offset}"
+
+    @classmethod
+    def _parse(cls, text: str) -> Self:
+        stripes, chunk, device, offset = text.split()
+        if stripes != "1":
+            raise ValueError("more than one stripe")
+        return cls(device, Sectors(whole(offset)), Sectors(whole(chunk)))
 
 
 @dataclass(frozen=True)
@@ -257,10 +286,10 @@ class Zero(Error):
     kind: ClassVar[str] = "zero"
 
 
-Target = Linear | Era | Raid1 | WriteCache | Delay | Error | Zero | SnapshotOrigin
+Target = Linear | Striped | Era | Raid1 | WriteCache | Delay | Error | Zero | SnapshotOrigin
 
 _TARGETS: Final[dict[str, type[Target]]] = {
-    cls.kind: cls for cls in (Linear, Era, Raid1, WriteCache, Delay, Error, Zero, SnapshotOrigin)
+    cls.kind: cls for cls in (Linear, Striped, Era, Raid1, WriteCache, Delay, Error, Zero, SnapshotOrigin)
 }
 
 

@@ -17,12 +17,14 @@ from dataclasses import dataclass
 from dmsoft.dm import memory
 from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Device
-from dmsoft.errors import DeviceError
+from dmsoft.era.reader import EraReader
+from dmsoft.errors import DeviceError, MetadataError
 from dmsoft.inventory.usage import Usage
 from dmsoft.mirror.execute import device
 from dmsoft.mirror.guard import Guard, resume_top, resume_watched
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names
+from dmsoft.mirror.running import record_failed
 from dmsoft.mirror.wayout import TrackingLostError
 
 # From the suspend's return; a guard resumes at this age whatever its owner is doing.
@@ -41,10 +43,22 @@ class BarrierLostError(DeviceError):
     code = "barrier-lost"
 
 
+class EraLostError(MetadataError):
+    """The record of which blocks were written may lack some.
+
+    A write to the device of that record failed, if only for a moment, and the kernel's era target goes on as if nothing
+    were. So tracking is given up, and begun anew by the next resync, which compares every block. Look at the health of
+    that disk.
+    """
+
+    code = "era-lost"
+
+
 @dataclass(slots=True)
 class Barrier:
     """One barrier, as seen from inside: what happened, and (afterwards) how long the top stood still."""
 
+    names: Names
     top: Device
     lower: Device
     guard: Guard
@@ -54,6 +68,20 @@ class Barrier:
     def owes(self, cookie: Cookie) -> None:
         """Wait for that cookie when everything is resumed."""
         self.guard.owes(cookie)
+
+    def next_era(self, reader: EraReader) -> int:
+        """The era that the resume begins: the superblock on the disk is final now. Raises `BarrierLostError`, and
+        `EraLostError` if the record has failed, or if the suspend has not archived what was written in the era that
+        ends: era_postsuspend in drivers/md/dm-era-target.c tells the kernel's log and nobody else."""
+        superblock = reader.superblock()
+        lost = record_failed(self.names)
+        self.check()
+        if lost or superblock.current_writeset.root != 0:
+            raise EraLostError(
+                f"The record of what was written in era {superblock.current_era} may lack some: its device failed.",
+                hint="Run `dmsoft resync`: it begins the tracking anew. Look at that disk's health.",
+            )
+        return superblock.current_era + 1
 
     def check(self) -> None:
         """Raise `BarrierLostError` unless the top is still suspended."""
@@ -81,7 +109,7 @@ def barrier(
     """
     guard.settle()
     top, lower = device(names.top, inner=False), device(names.lower)
-    state = Barrier(top, lower, guard)
+    state = Barrier(names, top, lower, guard)
     if freeze:
         _sync_filesystems(names.top.path)
     with locked(names.mirror_uuid, "kernel", timeout=lock_timeout, name=names.name), memory.locked():

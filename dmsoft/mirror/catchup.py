@@ -28,7 +28,7 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import BusyError, DeviceError, DmsoftError
 from dmsoft.mirror import lower, outage
-from dmsoft.mirror.barrier import Barrier, barrier
+from dmsoft.mirror.barrier import barrier
 from dmsoft.mirror.final import Final
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
@@ -162,16 +162,10 @@ class Run:
         """A barrier without a freeze, and a flush of the primary; returns the era that began."""
         self.running.await_room()
         with barrier(self.running.names, self.guard, freeze=False) as here:
-            era = self.next_era(here)
+            era = here.next_era(self.reader)
         self.stalls.append(here.stall_seconds)
         self.running.flush_primary()
         return era
-
-    def next_era(self, here: Barrier) -> int:
-        """Read inside a barrier: the superblock on the disk is final now, and the resume begins the era after it."""
-        superblock = self.reader.superblock()
-        here.check()
-        return superblock.current_era + 1
 
     def owe(self, since: int | None) -> None:
         """Read anew what each job owes: what was written since an era; None: also what it owed when it was opened.

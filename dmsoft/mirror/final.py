@@ -58,7 +58,7 @@ class Final:
         run.progress.phase("final", 0)
         run.running.await_room()
         with barrier(run.running.names, run.guard, freeze=True, await_udev=attachment is not None) as here:
-            era = run.next_era(here)
+            era = here.next_era(run.reader)
             as_of = now()
             fits = self._stage_rest(stage)
             if fits and attachment is not None:

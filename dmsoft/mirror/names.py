@@ -60,6 +60,10 @@ class Names:
         return self._inner("metadata")
 
     @property
+    def metadata_disk(self) -> Node:
+        return self._inner("metadata-disk")
+
+    @property
     def primary(self) -> Node:
         return self._inner("primary")
 

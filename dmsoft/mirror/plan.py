@@ -6,7 +6,8 @@ write-behind limit and restarts rebuilds). Disks are named by ``MAJOR:MINOR``, s
 in between cannot get into a table; dmsoft's own devices by their ``/dev/mapper`` path.
 
     NAME           era: records which blocks were written in which era; linear while nothing is tracked
-    NAME-metadata  linear: the era metadata region, on the primary or on a device of its own
+    NAME-metadata  striped: one stripe on NAME-metadata-disk, which remembers an error
+    NAME-metadata-disk  linear: the era metadata region, on the primary or on a device of its own
     NAME-shield    snapshot-origin, on kernels where discards get through without it
     NAME-lower     linear onto the primary's data region, or raid1 in write-behind mode
     NAME-primary   linear: the primary's data region as a raid1 leg
@@ -29,6 +30,7 @@ from dmsoft.dm.targets import (
     RaidLeg,
     Segment,
     SnapshotOrigin,
+    Striped,
     Table,
     WriteCache,
     single,
@@ -57,6 +59,9 @@ class Wanted:
         return [f"{self.node.name}: {segment}" for segment in self.table]
 
 
+# Sectors: one block of metadata, so that nothing is cut.
+_METADATA_CHUNK = Sectors(8)
+
 P = TypeVar("P", Primary, Secondary, Cache, Metadata)
 
 
@@ -77,14 +82,19 @@ def data_sectors(primary: Primary) -> Sectors:
 
 
 def base(primary: Placed[Primary], metadata: Placed[Metadata] | None, *, shielded: bool = False) -> list[Wanted]:
-    """The stack without any secondary, bottom up: metadata, lower, the shield if ``shielded``, top.
+    """The stack without any secondary, bottom up: two for the metadata, lower, the shield if ``shielded``, top.
 
-    Raises `NotFoundError` without its metadata.
+    dm-era forgets that a write of its metadata failed, and marks with it, so these are a stripe, which does not. It
+    counts errors by the device that failed, and a partition or a multipath disk hands its requests on to another one
+    before they fail; a device of our own below it does not. Raises `NotFoundError` without its metadata.
     """
     payload, names = primary.payload, names_of(primary.payload)
     era = Era(names.metadata.path, _under_top(names, shielded).path, sectors(payload.block_bytes))
+    number, region = metadata_place(primary, metadata)
+    record = Striped(names.metadata_disk.path, Sectors(0), _METADATA_CHUNK)
     return [
-        _linear(names.metadata, *metadata_place(primary, metadata)),
+        _linear(names.metadata_disk, number, region),
+        Wanted(names.metadata, single(sectors(region.length), record)),
         lower_linear(primary),
         *([shield(payload)] if shielded else []),
         Wanted(names.top, single(data_sectors(payload), era)),
@@ -191,7 +201,13 @@ def bottom_up(names: Names, nodes: Sequence[Node]) -> list[Node]:
 
     def height(node: Node) -> int:
         layer = node.uuid.removeprefix(names.prefix)
-        above = {names.lower.uuid: 3, names.shield.uuid: 4, names.top.uuid: 5, names.canary.uuid: 5}
+        above = {
+            names.metadata.uuid: 1,
+            names.lower.uuid: 3,
+            names.shield.uuid: 4,
+            names.top.uuid: 5,
+            names.canary.uuid: 5,
+        }
         if node.uuid in above:
             return above[node.uuid]
         # Labels have no dash: what has one after its label lies under a leg.

@@ -153,12 +153,11 @@ class Proof:
         """The barrier and the renewal; returns the era that began."""
         self.running.await_room()
         with barrier(self.running.names, self.guard, freeze=False) as here:
-            superblock = self.reader.superblock()
-            here.check()
+            era = here.next_era(self.reader)
         self.stalls.append(here.stall_seconds)
         self.running.flush_primary()
         self.stalls.append(attach.renew(self.running, self.guard))
-        return superblock.current_era + 1
+        return era
 
     def _written_since(self, era: int) -> BlockSet:
         return self.reader.written_since(era).blocks

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dmsoft.dm.device import Device
-from dmsoft.dm.targets import EraStatus
+from dmsoft.dm.targets import EraStatus, StripedStatus
 from dmsoft.era.reader import EraReader
 from dmsoft.era.sizing import has_room, writeset_blocks
 from dmsoft.errors import DeviceError, NotFoundError
@@ -57,6 +57,15 @@ def is_active(names: Names) -> bool:
 def is_tracked(names: Names) -> bool:
     """Whether the live top is an era device."""
     return any(line.kind == "era" for line in device(names.top).table())
+
+
+def record_failed(names: Names) -> bool:
+    """Whether a request of dm-era to its record has failed since that stands: also one that dm-era has forgotten, and
+    marks with it. It waits for nothing, whatever is suspended."""
+    metadata = device(names.metadata)
+    if metadata.info() is None:
+        return False
+    return any(line.kind == "striped" and StripedStatus.parse(line.text).failed for line in metadata.status())
 
 
 def is_plain(names: Names) -> bool:
@@ -138,11 +147,12 @@ class Running:
     def era_status(self, *, lock_timeout: float = 30) -> EraStatus:
         """Status of the top under the kernel lock: asked of a suspended era device it would never return.
 
-        A top that tracks nothing counts as failed.
+        A top that tracks nothing counts as failed, and so does one whose record has failed for a moment.
         """
         with locked(self.names.mirror_uuid, "kernel", timeout=lock_timeout, name=self.names.name):
             (line,) = device(self.names.top).status()
-        return EraStatus.parse(line.text) if line.kind == "era" else EraStatus(failed=True)
+            failed = line.kind != "era" or record_failed(self.names)
+        return EraStatus(failed=True) if failed else EraStatus.parse(line.text)
 
     def current_era(self) -> int | None:
         """The era now, None while nothing is tracked or the tracking fails."""

@@ -17,7 +17,7 @@ from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node
 from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, likely_shielded, lower_linear, shield, untracked_top
-from dmsoft.mirror.running import Running, guard_of, is_active, way_out_of
+from dmsoft.mirror.running import Running, guard_of, is_active, record_failed, way_out_of
 from dmsoft.mirror.untracked import hold_era, zero_metadata
 from dmsoft.units import SECTOR
 
@@ -122,9 +122,10 @@ def _bring_up(running: Running) -> str | None:
     """
     names = running.names
     alone.mark(names)  # a raid1 whose top others removed is the only witness
+    lost = record_failed(names)
     dismantle([*inner_nodes(names), names.top])
     dropped.notice(running)
-    doubt = _check_tracker(running)
+    doubt = _check_tracker(running, lost=lost)
     try:
         ensure([lower_linear(running.assembly.primary)])
         discards_off(names.lower)
@@ -174,14 +175,14 @@ def _go_without(running: Running, reason: str, *, shielded: bool) -> None:
     require_no_discards(names.top)
 
 
-def _check_tracker(running: Running) -> str | None:
+def _check_tracker(running: Running, *, lost: bool) -> str | None:
     """Judge the era metadata and write into the primary's header what follows, before the kernel touches any of it.
 
     From here on the digest of the clean stop is gone. In doubt a new tracker life begins: its id is durable before the
     metadata is zeroed, and every secondary is unknown. If the metadata cannot be zeroed, `Tracker.doubt` says so.
     """
     payload = running.payload
-    doubt = doubt_of(running)
+    doubt = doubt_of(running) or (untracked.FAILED if lost else None)
     with running.writing():
         if doubt is None:
             running.withdraw(payload.replace(tracker=payload.tracker.replace(clean_digest=None)))

@@ -12,11 +12,11 @@ from dmsoft.errors import BusyError, DeviceError, DmsoftError, MetadataError, No
 from dmsoft.inventory.sysfs import block_device
 from dmsoft.inventory.usage import Usage
 from dmsoft.member.payload import AnyPayload, Primary, Tracker
-from dmsoft.mirror import alone, attach, locate, lower, plug, registry
+from dmsoft.mirror import alone, attach, locate, lower, plug, registry, tracker, untracked
 from dmsoft.mirror.execute import device, dismantle
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import PREFIX, Names
-from dmsoft.mirror.running import Running, is_active
+from dmsoft.mirror.running import Running, is_active, record_failed
 from dmsoft.mirror.start import inner_nodes, uuid_of
 
 _UDEV_SECONDS = 5.0
@@ -50,8 +50,9 @@ def stop(name: str) -> Stopped:
                 plug.note(names, plug.PRIMARY, running.assembly.primary.number)
         else:
             alone.mark(names)  # nobody can save what only the secondaries have from a mirror without its device
+        lost = record_failed(names)
         dismantle([*inner_nodes(names), names.top])
-        closed = not active and _closed(names)
+        closed = not active and _closed(names, lost=lost)
         plug.end(names)
         return Stopped(name, active, closed)
 
@@ -77,7 +78,7 @@ def _is_open(payload: AnyPayload) -> bool:
     return payload.tracker.formatted and payload.tracker.doubt is None and payload.tracker.clean_digest is None
 
 
-def _closed(names: Names) -> bool:
+def _closed(names: Names, *, lost: bool) -> bool:
     """Seal the metadata of a mirror whose devices others removed, as lvm2 does at shutdown; returns whether that was to
     be done and is.
 
@@ -90,7 +91,7 @@ def _closed(names: Names) -> bool:
         running = Running.of(locate.assemble(names.name))
         if running.names == names and running.assembly.doubt is None and _is_open(running.payload):
             plug.note(names, plug.PRIMARY, running.assembly.primary.number)
-            return _seal(running)
+            return _seal(running, lost=lost)
     return False
 
 
@@ -110,18 +111,23 @@ def stopped(running: Running) -> None:
     names, payload = running.names, running.payload
     coupled = lower.attached_labels(names, [record.label for record in payload.members])
     dismantle([names.top])
+    lost = record_failed(names)
     alone.mark(names)  # nobody writes any more: the last moment to see it
     dismantle([names.lower, names.shield])
     with contextlib.suppress(DmsoftError):  # a cache that cannot be drained costs time later: S never counted on it
         attach.drain_caches(running, coupled)
     dismantle(inner_nodes(names))
-    _seal(running)
+    _seal(running, lost=lost)
 
 
-def _seal(running: Running) -> bool:
-    """Put the digest of the metadata into the header; returns whether they are such that it can be."""
+def _seal(running: Running, *, lost: bool) -> bool:
+    """Put the digest of the metadata into the header; returns whether they are such that it can be. ``lost``: they may
+    lack marks, and the header says that instead."""
     with running.writing():
         running.flush_primary()
+        if lost:
+            running.withdraw(tracker.revoked(running.payload, untracked.FAILED, tracked=False))
+            return False
         sealed = _sealed(running)
         if sealed is not None:
             running.grant(running.payload.replace(tracker=sealed))

@@ -20,13 +20,14 @@ from dmsoft.era.errors import EraBusyError
 from dmsoft.errors import DeviceError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.gate import open_exclusive
 from dmsoft.mirror import attach, canary, tracker
-from dmsoft.mirror.barrier import DEADLINE_SECONDS
+from dmsoft.mirror.barrier import DEADLINE_SECONDS, EraLostError
 from dmsoft.mirror.execute import discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.guard import Guard, resume_top
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.plan import base, metadata_place, untracked_top
 from dmsoft.mirror.running import NoRoomError, Running, device, is_plain, is_shielded, is_tracked, node_path, write
 
+FAILED = "the era metadata failed"
 _METADATA_BLOCK = 4096
 _LOCK_SECONDS = 30.0
 # Between why tracking was given up and why it could not be begun anew.
@@ -44,13 +45,13 @@ def trouble(running: Running) -> str | None:
     if not is_tracked(running.names):
         return "tracking is off"
     if running.era_status().failed:
-        return "the era metadata failed"
+        return FAILED
     try:
         running.await_room()
         with running.era_reader() as reader, contextlib.suppress(EraBusyError):
             reader.written_since(0)  # all of it: the kernel may go on with what it holds in memory
     except NoRoomError:
-        return "the era metadata is full" if not running.era_status().failed else "the era metadata failed"
+        return "the era metadata is full" if not running.era_status().failed else FAILED
     except (DeviceError, MetadataError, NotFoundError) as err:
         return f"the era metadata cannot be read ({err.message.rstrip('.')})"
     return None
@@ -87,12 +88,12 @@ def given_up_on_failure(running: Running, guard: Guard) -> Iterator[None]:
     writes fail as well: tracking is given up before the error goes on its way. Enter it while no barrier is open."""
     try:
         yield
-    except (DeviceError, MetadataError, NotFoundError):
-        failed = False
+    except (DeviceError, MetadataError, NotFoundError) as err:
+        failed = isinstance(err, EraLostError)
         with contextlib.suppress(DmsoftError):  # what the block failed of matters more
-            failed = is_tracked(running.names) and running.era_status().failed
+            failed = failed or (is_tracked(running.names) and running.era_status().failed)
         if failed:
-            give_up(running, guard, "the era metadata failed during a resync")
+            give_up(running, guard, f"{FAILED} during a resync")
         raise
 
 
@@ -111,15 +112,15 @@ def restore(running: Running, guard: Guard) -> str | None:
 def _restore(running: Running, guard: Guard, reason: str) -> str | None:
     slot_set = attach.free_slot_set(running)
     shielded = is_shielded(running.names)
-    metadata, *_, top = base(running.assembly.primary, running.assembly.metadata, shielded=shielded)
+    disk, metadata, *_, top = base(running.assembly.primary, running.assembly.metadata, shielded=shielded)
     with running.writing():
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
         canary.clear(running, slot_set)
     if (wrong := canary.prove(running, slot_set)) is not None:
         return wrong
-    dismantle([metadata.node])  # it may stand on a disk that is gone
+    dismantle([disk.node, metadata.node])  # they may stand on a disk that is gone, and remember that it failed
     zero_metadata(running)
-    ensure([metadata])
+    ensure([disk, metadata])
     # Loaded before the suspend, unlike an era over an era: nobody else writes these metadata.
     _swap(running, guard, top.table)
     require_no_discards(running.names.top)

@@ -199,6 +199,7 @@ class Round:
         for at in range(0, min(len(suspects), _MOST_CONFIRMED), 4):
             self.running.await_room()
             with barrier(self.running.names, self.guard, freeze=False) as here:
+                here.next_era(self.reader)  # which would be lost to whoever comes next
                 owed = self._owed()
                 differing = [block for block in suspects[at : at + 4] if block not in owed and self._differs(block)]
                 here.check()

@@ -13,7 +13,7 @@ from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked, yield_on_sigterm
 from dmsoft.mirror.names import Names
 from dmsoft.mirror.progress import Silent
-from dmsoft.mirror.running import device, is_active, is_tracked
+from dmsoft.mirror.running import device, is_active, is_tracked, record_failed
 from dmsoft.mirror.sync import Outcome, Request
 from dmsoft.mirror.views import MirrorView, SecondaryView
 from dmsoft.monitor.facts import (
@@ -98,10 +98,11 @@ def _tracking(names: Names) -> Tracking:
             return "ok"
         with locked(names.mirror_uuid, "kernel", timeout=30, name=names.name):
             (line,) = device(names.top).status()
+            lost = record_failed(names)
     except SuspendedError:
         return "suspended"
     status = EraStatus.parse(line.text)
-    if status.failed:
+    if status.failed or lost:
         return "failed"
     return "filling" if status.used > _FILL * status.total else "ok"
 

@@ -70,12 +70,9 @@ class Machine:
         rows = [(block, 1) for block, last in enumerate(self.last) if last >= era]
         return SimpleNamespace(blocks=BlockSet.from_extents(BLOCKS, rows))
 
-    def superblock(self) -> SimpleNamespace:
-        return SimpleNamespace(current_era=self.era)
-
     @contextlib.contextmanager
     def barrier(self, _names: object, _guard: object, *, freeze: bool, await_udev: bool = True) -> Iterator[Barrier]:
-        here = cast(Barrier, SimpleNamespace(check=lambda: None, stall_seconds=0.001))
+        here = cast(Barrier, SimpleNamespace(check=lambda: None, next_era=lambda _: self.era + 1, stall_seconds=0.001))
         yield here
         if freeze:
             self.points.append(self.primary.path.read_bytes())

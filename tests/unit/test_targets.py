@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dmsoft.dm.device import Device
 from dmsoft.dm.failures import TargetTextError
-from dmsoft.dm.status import DelayStatus, EraStatus, RaidStatus, WriteCacheStatus, parse_status
+from dmsoft.dm.status import DelayStatus, EraStatus, RaidStatus, StripedStatus, WriteCacheStatus, parse_status
 from dmsoft.dm.targets import (
     Delay,
     DelayClass,
@@ -19,6 +19,7 @@ from dmsoft.dm.targets import (
     Raid1,
     RaidLeg,
     Segment,
+    Striped,
     Target,
     WriteCache,
     WriteCacheOptions,
@@ -80,6 +81,7 @@ delay_targets = st.one_of(
 )
 targets = st.one_of(
     st.builds(Linear, devices, sectors),
+    st.builds(Striped, devices, sectors, blocks),
     st.builds(Era, devices, devices, blocks),
     raids(),
     st.builds(WriteCache, devices, devices, st.sampled_from([512, 1024, 4096]), options, st.sampled_from(["s", "p"])),
@@ -100,7 +102,9 @@ def test_tables_round_trip_as_text(segments: list[Segment]) -> None:
     assert parse_table(format_table(tuple(segments))) == tuple(segments)
 
 
-@given(st.sampled_from(["linear", "era", "raid", "writecache", "delay", "error", "zero"]), st.text(max_size=60))
+@given(
+    st.sampled_from(["linear", "striped", "era", "raid", "writecache", "delay", "error", "zero"]), st.text(max_size=60)
+)
 def test_text_is_parsed_or_refused_with_our_error(kind: str, text: str) -> None:
     try:
         target = parse_target(kind, text)
@@ -109,7 +113,7 @@ def test_text_is_parsed_or_refused_with_our_error(kind: str, text: str) -> None:
     assert parse_target(kind, target.params()) == target
 
 
-@given(st.sampled_from(["era", "raid", "writecache", "delay"]), st.text(max_size=60))
+@given(st.sampled_from(["era", "raid", "writecache", "delay", "striped"]), st.text(max_size=60))
 def test_status_text_is_parsed_or_refused_with_our_error(kind: str, text: str) -> None:
     with contextlib.suppress(TargetTextError):
         assert parse_status(kind, text) is not None
@@ -273,6 +277,12 @@ def test_delay_status() -> None:
     assert DelayStatus.parse("0 17 1") == DelayStatus(0, 17, 1)
 
 
+def test_striped_status() -> None:
+    assert StripedStatus.parse("1 253:0 1 A") == StripedStatus(("253:0",), "A")
+    assert StripedStatus.parse("1 253:0 1 D").failed and not StripedStatus.parse("1 253:0 1 A").failed
+    assert StripedStatus.parse("2 8:0 8:16 1 AD").failed
+
+
 @pytest.mark.parametrize(
     ("kind", "text"),
     [
@@ -283,6 +293,9 @@ def test_delay_status() -> None:
         ("raid", "raid1 2 AX 0/1 idle 0"),
         ("writecache", "0 1"),
         ("delay", "0 1"),
+        ("striped", "1 253:0 1"),
+        ("striped", "1 253:0 1 AA"),
+        ("striped", "1 253:0 2 A"),
     ],
 )
 def test_status_text_that_is_refused(kind: str, text: str) -> None:

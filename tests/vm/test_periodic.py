@@ -72,7 +72,7 @@ def test_a_secondary_gets_everything_once_and_then_only_what_changed(rig: Rig) -
 def test_each_secondary_has_its_own_synced_era(rig: Rig) -> None:
     """One is resynced while the other lags; each then gets what itself missed, and no more."""
     rig.create("--metadata", rig.disks["c0"], one=rig.disks["s0"], two=rig.cut("big0", 300 * MIB))
-    assert str(rig.disks["c0"].resolve()).removeprefix("/dev/") in _slaves("m-metadata")
+    assert str(rig.disks["c0"].resolve()).removeprefix("/dev/") in _slaves("m-metadata-disk")
     rig.write(1, 2)
     both = rig.resync()
     assert both["bytes_copied"] == 2 * both["secondaries"][0]["bytes_copied"]
@@ -146,7 +146,7 @@ def test_a_mirror_stops_and_starts(rig: Rig) -> None:
 
     # An unclean end: nobody wrote the digest of the metadata, and the marks are all there.
     rig.write(8)
-    for name in ("m", "m-one", "m-lower", "m-metadata"):
+    for name in ("m", "m-one", "m-lower", "m-metadata", "m-metadata-disk"):
         sh("dmsetup", "remove", "--retry", name)
     assert rig.stale("one") == {8}
     assert ok("start", NAME, "--json").json["doubt"] is None

@@ -51,6 +51,7 @@ LENGTH = 4 * MIB
 SECTORS = LENGTH // 512
 SIZE = 24 * MIB
 BEHIND = ("--mode", "write-behind")
+METADATA_ERRORS = "I/O error|era|space map|Buffer|flakey|btree|array|bitset|block manager|transaction manager"
 HELD_MS, LONG_MS = 1500, 15000
 
 
@@ -127,6 +128,16 @@ def page(device: str, offset: int, fill: bytes, length: int = 4 * KIB) -> None:
             assert os.pwritev(fd, [buffer], offset) == length
     finally:
         os.close(fd)
+
+
+def fails(device: str, offset: int) -> bool:
+    """Whether a write does."""
+    try:
+        page(device, offset, b"n")
+    except OSError as err:
+        assert err.errno == errno.EIO
+        return True
+    return False
 
 
 def fsync_error(device: str) -> int:
@@ -466,7 +477,55 @@ def filled(top: str, name: str) -> None:
 
 
 @pytest.mark.core
-@pytest.mark.kernel_log(allow="I/O error|era|space map|Buffer|flakey|btree")
+@pytest.mark.kernel_log(allow=METADATA_ERRORS)
+def test_metadata_that_fail_for_a_moment(bed: Bed, rig: Rig) -> None:
+    """dm-era goes on as if the blocks that failed were on the disk, and then reads what lay there before: what was
+    written and had its mark has it no more, and the status is well. dmsoft has that noticed."""
+    ram, blocks = bed.ram(8 * MIB), LENGTH // (4 * KIB)
+    era = f"era {dm('trap-metadata', f'linear {ram} 0', 8 * MIB // 512)} {bed.ram(LENGTH)} 8"
+    top, forgotten = dm("trap-forgets", era), set[int]()
+    for _ in range(40):
+        sh("dmsetup", "suspend", "trap-forgets")
+        sh("dmsetup", "resume", "trap-forgets")  # a new era
+        marked = rig.chance.sample(range(blocks - 2), rig.chance.randrange(30, 90))
+        for block in marked:
+            page(top, block * 4 * KIB, b"n")
+        swap("trap-metadata", f"flakey {ram} 0 0 600 1 error_writes", 8 * MIB // 512)
+        with pytest.raises(OSError, match="Input/output error"):
+            page(top, (blocks - 2) * 4 * KIB, b"n")
+        swap("trap-metadata", f"linear {ram} 0", 8 * MIB // 512)
+        if fails(top, (blocks - 1) * 4 * KIB):
+            swap("trap-forgets", era)
+            continue
+        with EraReader(path(ram)) as reader:
+            found = reader.written_since(reader.superblock().current_era).blocks
+            forgotten = {block for block in marked if block not in found}
+        if forgotten:
+            break
+    assert forgotten and sh("dmsetup", "status", "trap-forgets").split()[3:] != ["Error"]
+
+    metadata = rig.cut("c0", 16 * MIB)
+    rig.create("--metadata", metadata, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
+    rig.resync()
+    for stops in (False, True):
+        rig.write(1, 2)
+        assert sh("dmsetup", "status", "m-metadata").endswith(" A\n")
+        rig.behave(metadata, "c0", "error_writes")
+        with pytest.raises(OSError, match="Input/output error"):
+            rig.write(3)
+        rig.behave(metadata, "c0")
+        fails(rig.top, 4 * MIB)
+        assert sh("dmsetup", "status", "m-metadata").endswith(" D\n")
+        assert "tracking-failed" in [alert["code"] for alert in rig.status(9)["alerts"]]
+        if stops:
+            ok("stop", NAME)
+            assert "the era metadata failed" in ok("start", NAME, "--json").json["doubt"]
+        assert rig.resync()["kind"] == "compare"
+        rig.equal()
+
+
+@pytest.mark.core
+@pytest.mark.kernel_log(allow=METADATA_ERRORS)
 def test_metadata_that_fill_up_or_fail(bed: Bed, rig: Rig) -> None:
     """Writes fail, a resume leaves the device suspended, and metadata that are well again heal nothing by themselves.
     dmsoft goes on without tracking, and begins it anew."""

@@ -149,7 +149,18 @@ def test_a_cache_that_was_never_drained(rig: Rig) -> None:
     rig.create(*MODE, "--via", via(rig, "writecache"), one=rig.disks["s0"])
     rig.resync()
     rig.write(*range(40, 60))
-    for name in ("m", "m-lower", "m-slot0", "m-slot1", "m-primary", "m-one", "m-one-cache", "m-one-data", "m-metadata"):
+    for name in (
+        "m",
+        "m-lower",
+        "m-slot0",
+        "m-slot1",
+        "m-primary",
+        "m-one",
+        "m-one-cache",
+        "m-one-data",
+        "m-metadata",
+        "m-metadata-disk",
+    ):
         sh("dmsetup", "remove", "--retry", name)
     assert ours() == []
     assert rig.stale("one") == set(range(40, 60))
