@@ -20,11 +20,11 @@ from dmsoft.dm.device import Device
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import DeviceError, MetadataError
 from dmsoft.inventory.usage import Usage
+from dmsoft.mirror import loss
 from dmsoft.mirror.execute import device
 from dmsoft.mirror.guard import Guard, resume_top, resume_watched
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names
-from dmsoft.mirror.running import record_failed
 from dmsoft.mirror.wayout import TrackingLostError
 
 # From the suspend's return; a guard resumes at this age whatever its owner is doing.
@@ -74,7 +74,7 @@ class Barrier:
         `EraLostError` if the record has failed, or if the suspend has not archived what was written in the era that
         ends: era_postsuspend in drivers/md/dm-era-target.c tells the kernel's log and nobody else."""
         superblock = reader.superblock()
-        lost = record_failed(self.names)
+        lost = loss.suspected(self.names)
         self.check()
         if lost or superblock.current_writeset.root != 0:
             raise EraLostError(

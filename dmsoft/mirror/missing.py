@@ -63,8 +63,8 @@ def _decision(running: Running, label: str) -> Decision:
     record = running.payload.member(label)
     if record is None:
         raise NotFoundError(f"{running.names.name} has no secondary {label}.", hint="`dmsoft status` lists them.")
-    # Of a mirror that runs this was found out when it was started.
-    doubt = None if is_active(running.names) else doubt_of(running)
+    # Of a mirror that runs the rest was found out when it was started.
+    doubt = running.assembly.doubt if is_active(running.names) else doubt_of(running)
     if doubt is not None:
         return Decision("compare", f"nothing is known of what was written: {doubt}")
     placed = running.assembly.secondaries.get(label)

@@ -160,14 +160,17 @@ class _Observer:
         return EraView(block_bytes=running.block_bytes), None
 
     def _judge(self, alerts: list[Alert]) -> None:
-        """Of a mirror that is stopped, ask what the next start will ask."""
+        """Of a mirror that is stopped, ask what the next start will ask; of one that runs, a resync."""
         if self.active:
-            return
-        with contextlib.suppress(DmsoftError):
-            self.doubt = doubt_of(self.running)
+            self.doubt = self.running.assembly.doubt
+        else:
+            with contextlib.suppress(DmsoftError):
+                self.doubt = doubt_of(self.running)
         if self.doubt is not None and not any(alert.code == "tracking-doubt" for alert in alerts):
             what = f"{self.doubt[:1].upper()}{self.doubt[1:]}"
-            alerts.append(Alert("tracking-doubt", f"{what}. The next start begins tracking anew."))
+            alerts.append(
+                Alert("tracking-doubt", f"{what.rstrip('.')}. The next start or resync begins tracking anew.")
+            )
 
     def _live_era(self, status: EraStatus, alerts: list[Alert]) -> tuple[EraView, int | None]:
         name = self.running.names.name

@@ -25,6 +25,7 @@ from dmsoft.dm.targets import (
     Delay,
     DelayClass,
     Era,
+    Error,
     Linear,
     Raid1,
     RaidLeg,
@@ -86,15 +87,21 @@ def base(primary: Placed[Primary], metadata: Placed[Metadata] | None, *, shielde
 
     dm-era forgets that a write of its metadata failed, and marks with it, so these are a stripe, which does not. It
     counts errors by the device that failed, and a partition or a multipath disk hands its requests on to another one
-    before they fail; a device of our own below it does not. Raises `NotFoundError` without its metadata.
+    before they fail; a device of our own below it does not. From Linux 6.11 on flushes pass a stripe by, unless the
+    table has a target that does not take part in that: the last block is an error, and dm-era comes to it last of all.
+    Raises `NotFoundError` without its metadata.
     """
     payload, names = primary.payload, names_of(primary.payload)
     era = Era(names.metadata.path, _under_top(names, shielded).path, sectors(payload.block_bytes))
     number, region = metadata_place(primary, metadata)
-    record = Striped(names.metadata_disk.path, Sectors(0), _METADATA_CHUNK)
+    length = Sectors(sectors(region.length) - _METADATA_CHUNK)
+    record = (
+        Segment(Sectors(0), length, Striped(names.metadata_disk.path, Sectors(0), _METADATA_CHUNK)),
+        Segment(length, _METADATA_CHUNK, Error()),
+    )
     return [
         _linear(names.metadata_disk, number, region),
-        Wanted(names.metadata, single(sectors(region.length), record)),
+        Wanted(names.metadata, record),
         lower_linear(primary),
         *([shield(payload)] if shielded else []),
         Wanted(names.top, single(data_sectors(payload), era)),

@@ -10,15 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from dmsoft.dm.device import Device
-from dmsoft.dm.targets import EraStatus, StripedStatus
+from dmsoft.dm.targets import EraStatus
 from dmsoft.era.reader import EraReader
 from dmsoft.era.sizing import has_room, writeset_blocks
 from dmsoft.errors import DeviceError, NotFoundError
 from dmsoft.member import regions
 from dmsoft.member.disk import open_for_read
 from dmsoft.member.gate import GatedDevice, open_exclusive
-from dmsoft.member.header import require, write_granted, write_withdrawn
+from dmsoft.member.header import read, require, write_granted, write_withdrawn
 from dmsoft.member.payload import Primary, Region
+from dmsoft.mirror import loss
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked
@@ -59,15 +60,6 @@ def is_tracked(names: Names) -> bool:
     return any(line.kind == "era" for line in device(names.top).table())
 
 
-def record_failed(names: Names) -> bool:
-    """Whether a request of dm-era to its record has failed since that stands: also one that dm-era has forgotten, and
-    marks with it. It waits for nothing, whatever is suspended."""
-    metadata = device(names.metadata)
-    if metadata.info() is None:
-        return False
-    return any(line.kind == "striped" and StripedStatus.parse(line.text).failed for line in metadata.status())
-
-
 def is_plain(names: Names) -> bool:
     """Whether the live top is linear: it neither tracks, nor does it fail whatever comes."""
     return all(line.kind == "linear" for line in device(names.top).table())
@@ -85,6 +77,13 @@ def node_path(number: str) -> str:
     except OSError as err:
         raise NotFoundError(f"The device {number} is gone.", hint="It was unplugged just now; plug it in.") from err
     return f"/dev/{os.path.basename(link).replace('!', '/')}"
+
+
+def _written_by_others(names: Names, doubt: str) -> DeviceError:
+    return DeviceError(
+        f"Somebody else wrote to the primary of {names.name}. {doubt.rstrip('.')}.",
+        hint=f"Run `dmsoft start {names.name}` first: it has every secondary compared.",
+    )
 
 
 @dataclass(slots=True)
@@ -127,10 +126,7 @@ class Running:
         """Raise `DeviceError` while a copy of the primary's header is somebody else's work: whatever is written there
         next would hide it. A start of the mirror, running or not, and a resync deal with it."""
         if self.assembly.doubt is not None:
-            raise DeviceError(
-                f"Somebody else wrote to the primary of {self.names.name}. {self.assembly.doubt.rstrip('.')}.",
-                hint=f"Run `dmsoft start {self.names.name}` first: it has every secondary compared.",
-            )
+            raise _written_by_others(self.names, self.assembly.doubt)
 
     def throttle(self, limit: Limit, cancelled: threading.Event) -> Throttle:
         """For reads of the primary beside whoever uses the top. All that goes through the top is theirs: dmsoft itself
@@ -147,11 +143,14 @@ class Running:
     def era_status(self, *, lock_timeout: float = 30) -> EraStatus:
         """Status of the top under the kernel lock: asked of a suspended era device it would never return.
 
-        A top that tracks nothing counts as failed, and so does one whose record has failed for a moment.
+        A top that tracks nothing counts as failed, and so does one whose record failed for a moment. If its disk was
+        unplugged that is no question: dm-era would write to it, and where nobody writes nothing is lost.
         """
         with locked(self.names.mirror_uuid, "kernel", timeout=lock_timeout, name=self.names.name):
+            if not loss.can_be_asked(self.names):
+                return EraStatus(failed=True)
             (line,) = device(self.names.top).status()
-            failed = line.kind != "era" or record_failed(self.names)
+            failed = line.kind != "era" or loss.suspected(self.names)
         return EraStatus(failed=True) if failed else EraStatus.parse(line.text)
 
     def current_era(self) -> int | None:
@@ -235,8 +234,14 @@ class Running:
             yield gated
 
     def grant(self, payload: Primary) -> None:
-        """Write the primary's header: more is promised than before. Raises `DeviceError`, and `TrackingLostError` if a
-        guard has taken the way out since the header was read: its word must not be overwritten."""
+        """Write the primary's header: more is promised than before.
+
+        Raises `DeviceError`, also if others wrote to it, and `TrackingLostError` if a guard has taken the way out since
+        the header was read: neither must be overwritten.
+        """
+        scan = read(self.primary, key=self.assembly.key)
+        if scan.doubt is not None:  # this would write over it, and nobody would know
+            raise _written_by_others(self.names, scan.doubt)
         now = require(self.primary, key=self.assembly.key).payload
         if not isinstance(now, Primary) or now.tracker.id != self.payload.tracker.id:
             raise TrackingLostError(

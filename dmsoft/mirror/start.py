@@ -11,13 +11,13 @@ from dmsoft.dm.kernel import require_targets
 from dmsoft.errors import DeviceError, DmsoftError, MetadataError
 from dmsoft.member import regions
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import alone, attach, canary, dropped, job, locate, plug, registry, tracker, untracked
+from dmsoft.mirror import alone, attach, canary, dropped, job, locate, loss, plug, registry, tracker, untracked
 from dmsoft.mirror.execute import device, discards_off, dismantle, ensure, require_no_discards, takes_discards
 from dmsoft.mirror.guard import resume_left
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import Names, Node
 from dmsoft.mirror.plan import Wanted, base, bottom_up, leg, likely_shielded, lower_linear, shield, untracked_top
-from dmsoft.mirror.running import Running, guard_of, is_active, record_failed, way_out_of
+from dmsoft.mirror.running import Running, guard_of, is_active, way_out_of
 from dmsoft.mirror.untracked import hold_era, zero_metadata
 from dmsoft.units import SECTOR
 
@@ -122,7 +122,7 @@ def _bring_up(running: Running) -> str | None:
     """
     names = running.names
     alone.mark(names)  # a raid1 whose top others removed is the only witness
-    lost = record_failed(names)
+    lost = loss.remember(names)
     dismantle([*inner_nodes(names), names.top])
     dropped.notice(running)
     doubt = _check_tracker(running, lost=lost)
@@ -188,6 +188,7 @@ def _check_tracker(running: Running, *, lost: bool) -> str | None:
             running.withdraw(payload.replace(tracker=payload.tracker.replace(clean_digest=None)))
         else:
             running.withdraw(tracker.revoked(payload, doubt, tracked=True))
+            loss.forget(running.names)
         canary.clear(running, _SLOT_SET)
     if doubt is None:
         return None
@@ -207,6 +208,8 @@ def doubt_of(running: Running) -> str | None:
     payload = running.payload
     if running.assembly.doubt is not None or payload.tracker.doubt is not None:
         return running.assembly.doubt or payload.tracker.doubt
+    if loss.suspected(running.names):
+        return untracked.FAILED
     return tracker.doubt(
         payload.tracker, _look(running),
         block_sectors=payload.block_bytes // SECTOR,

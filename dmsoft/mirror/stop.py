@@ -12,11 +12,11 @@ from dmsoft.errors import BusyError, DeviceError, DmsoftError, MetadataError, No
 from dmsoft.inventory.sysfs import block_device
 from dmsoft.inventory.usage import Usage
 from dmsoft.member.payload import AnyPayload, Primary, Tracker
-from dmsoft.mirror import alone, attach, locate, lower, plug, registry, tracker, untracked
+from dmsoft.mirror import alone, attach, locate, loss, lower, plug, registry, tracker, untracked
 from dmsoft.mirror.execute import device, dismantle
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import PREFIX, Names
-from dmsoft.mirror.running import Running, is_active, record_failed
+from dmsoft.mirror.running import Running, is_active
 from dmsoft.mirror.start import inner_nodes, uuid_of
 
 _UDEV_SECONDS = 5.0
@@ -40,17 +40,17 @@ def stop(name: str) -> Stopped:
     with locked(uuid, "operation", name=name, verb="stop"):
         names = Names(name, uuid)
         active = is_active(names)
+        lost = loss.remember(names)
         if active:
             alone.require_primary(names)  # also when its disk is gone, and nothing on it can tell the next start
             require_unused(names)
             alone.require_primary(names)  # the last writer's close may have flushed
             with contextlib.suppress(NotFoundError):
                 running = Running.of(locate.assemble(name))
-                stopped(running)
+                stopped(running, lost=lost)
                 plug.note(names, plug.PRIMARY, running.assembly.primary.number)
         else:
             alone.mark(names)  # nobody can save what only the secondaries have from a mirror without its device
-        lost = record_failed(names)
         dismantle([*inner_nodes(names), names.top])
         closed = not active and _closed(names, lost=lost)
         plug.end(names)
@@ -102,16 +102,17 @@ def standing(name: str) -> list[str]:
     return [*top, *(node.name for node in reversed(inner_nodes(names)))]
 
 
-def stopped(running: Running) -> None:
+def stopped(running: Running, *, lost: bool = False) -> None:
     """`stop` for a caller that holds the operation lock, on a mirror that is running and not in use.
 
-    Removing the top archives the era; then the metadata is final, and its digest goes into the header. Removing the
+    Removing the top archives the era; then the metadata is final, and its digest goes into the header, unless they may
+    lack marks (``lost``). Removing the
     lower waits for behind writes, which go into the caches; those are written back while their legs still stand.
     """
     names, payload = running.names, running.payload
     coupled = lower.attached_labels(names, [record.label for record in payload.members])
     dismantle([names.top])
-    lost = record_failed(names)
+    lost |= loss.remember(names, if_alive=True)
     alone.mark(names)  # nobody writes any more: the last moment to see it
     dismantle([names.lower, names.shield])
     with contextlib.suppress(DmsoftError):  # a cache that cannot be drained costs time later: S never counted on it
@@ -122,12 +123,15 @@ def stopped(running: Running) -> None:
 
 def _seal(running: Running, *, lost: bool) -> bool:
     """Put the digest of the metadata into the header; returns whether they are such that it can be. ``lost``: they may
-    lack marks, and the header says that instead."""
+    lack marks, and the header says that instead. One that somebody else wrote to stays as it is, for the next start."""
+    if running.assembly.doubt is not None:
+        return False
     with running.writing():
-        running.flush_primary()
-        if lost:
+        if lost and running.payload.tracker.doubt is None:
             running.withdraw(tracker.revoked(running.payload, untracked.FAILED, tracked=False))
+            loss.forget(running.names)
             return False
+        running.flush_primary()
         sealed = _sealed(running)
         if sealed is not None:
             running.grant(running.payload.replace(tracker=sealed))

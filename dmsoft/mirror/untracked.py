@@ -19,7 +19,7 @@ from dmsoft.dm.targets import Table
 from dmsoft.era.errors import EraBusyError
 from dmsoft.errors import DeviceError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.member.gate import open_exclusive
-from dmsoft.mirror import attach, canary, tracker
+from dmsoft.mirror import attach, canary, loss, tracker
 from dmsoft.mirror.barrier import DEADLINE_SECONDS, EraLostError
 from dmsoft.mirror.execute import discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.guard import Guard, resume_top
@@ -120,6 +120,7 @@ def _restore(running: Running, guard: Guard, reason: str) -> str | None:
         return wrong
     dismantle([disk.node, metadata.node])  # they may stand on a disk that is gone, and remember that it failed
     zero_metadata(running)
+    loss.forget(running.names)
     ensure([disk, metadata])
     # Loaded before the suspend, unlike an era over an era: nobody else writes these metadata.
     _swap(running, guard, top.table)
@@ -145,8 +146,13 @@ def zero_metadata(running: Running) -> None:
 
 def hold_era(running: Running) -> None:
     """Permissions are taken away, whichever copy counts: from here on the kernel may not format, and metadata from
-    before this start, which lacks its marks, is not taken for this life's after a crash. What is tracked counts."""
-    era = running.era_status().era
+    before this start, which lacks its marks, is not taken for this life's after a crash. What is tracked counts.
+
+    Raises `DeviceError`, also if the metadata has failed meanwhile."""
+    status = running.era_status()
+    if status.failed:
+        raise DeviceError("The era metadata failed just now.", hint="Look at the health of the disk they lie on.")
+    era = status.era
     with running.writing():
         held = running.payload.tracker.replace(formatted=True, era_floor=era, doubt=None)
         members = tuple(tracker.bounded(record, era - 1) for record in running.payload.members)

@@ -25,7 +25,7 @@ from dmsoft.dm.events import EventPoll
 from dmsoft.dm.task import prepare
 from dmsoft.errors import BusyError
 from dmsoft.inventory import udev
-from dmsoft.mirror import bulletin
+from dmsoft.mirror import bulletin, loss
 from dmsoft.mirror.bulletin import Bulletin
 from dmsoft.mirror.lock import open_lock
 from dmsoft.mirror.progress import moved_at
@@ -251,6 +251,7 @@ class Daemon:
             time.sleep(0.02)
         for worker in running:
             worker.signal(signal.SIGKILL)  # a guard resumes what it may have suspended
+        loss.remember_all()  # at a shutdown others may take the devices down that know it
         bulletin.withdraw()
 
 

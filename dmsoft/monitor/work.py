@@ -8,12 +8,12 @@ from dmsoft.dm.failures import SuspendedError
 from dmsoft.dm.targets import EraStatus
 from dmsoft.errors import DmsoftError
 from dmsoft.member.payload import Mode
-from dmsoft.mirror import alone, bulletin, locate, lower, observe, plug, shed, start, sync
+from dmsoft.mirror import alone, bulletin, locate, loss, lower, observe, plug, shed, start, sync
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked, yield_on_sigterm
 from dmsoft.mirror.names import Names
 from dmsoft.mirror.progress import Silent
-from dmsoft.mirror.running import device, is_active, is_tracked, record_failed
+from dmsoft.mirror.running import device, is_active, is_plain, is_tracked
 from dmsoft.mirror.sync import Outcome, Request
 from dmsoft.mirror.views import MirrorView, SecondaryView
 from dmsoft.monitor.facts import (
@@ -94,11 +94,15 @@ def _facts(names: Names, mirror: MirrorView, view: SecondaryView, assembly: Asse
 def _tracking(names: Names) -> Tracking:
     """How the record of written blocks is; a mirror that goes on without one is for looks to tell."""
     try:
-        if not is_active(names) or not is_tracked(names):
+        if not is_active(names):
             return "ok"
+        if not is_tracked(names):
+            return "ok" if is_plain(names) else "failed"  # what fails all that comes waits to be mended
+        if not loss.can_be_asked(names):
+            return "failed"
         with locked(names.mirror_uuid, "kernel", timeout=30, name=names.name):
             (line,) = device(names.top).status()
-            lost = record_failed(names)
+            lost = loss.suspected(names)
     except SuspendedError:
         return "suspended"
     status = EraStatus.parse(line.text)

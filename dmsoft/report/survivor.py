@@ -13,9 +13,10 @@ def show(found: Survivor, *, dry_run: bool) -> None:
     if found.bytes_applied:
         amount = format_size(found.bytes_applied)
         if dry_run:
-            say(f"{who}: {amount} are in its journal, yet to be put in place.", hang=2)
-        else:
-            say(f"{who}: {amount} from its journal were put in place.", hang=2)
+            as_of = time_text(found.consistent_as_of or "-")
+            say(f"{who}: {amount} of its journal would be put in place; then it is a whole copy as of {as_of}.", hang=2)
+            return
+        say(f"{who}: {amount} from its journal were put in place.", hang=2)
     if found.consistent_as_of is not None:
         is_ = "is" if found.doubt is None else "says that it is"
         say(f"{who} {is_} a whole copy as of {time_text(found.consistent_as_of)}.", hang=2)

@@ -21,7 +21,7 @@ from unittest import mock
 
 from dmsoft.dm import helper
 from dmsoft.dm.device import Device
-from dmsoft.mirror.catchup import Run
+from dmsoft.mirror.barrier import Barrier
 from dmsoft.mirror.lock import RUN_DIR
 from dmsoft.mirror.progress import Progress
 from dmsoft.mirror.running import Running
@@ -195,8 +195,8 @@ def careless(what: str) -> Iterator[None]:
             stack.enter_context(mock.patch.object(Running, "flush_primary", lambda _: None))
         elif what == "stale":
             # S moves to an era later than the one that began with the barrier.
-            original = Run.next_era
-            stack.enter_context(mock.patch.object(Run, "next_era", lambda run, here: original(run, here) + 1))
+            original = Barrier.next_era
+            stack.enter_context(mock.patch.object(Barrier, "next_era", lambda here, reader: original(here, reader) + 1))
         else:
             assert not what
         yield

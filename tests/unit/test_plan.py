@@ -42,7 +42,8 @@ def lines(wanted: list[Wanted]) -> list[str]:
 def test_base_stack_of_a_periodic_mirror() -> None:
     assert lines(base(placed_primary(record("s1")), None)) == [
         "m-metadata-disk: 0 8192 linear 8:0 2048",
-        "m-metadata: 0 8192 striped 1 8 /dev/mapper/m-metadata-disk 0",
+        "m-metadata: 0 8184 striped 1 8 /dev/mapper/m-metadata-disk 0",
+        "m-metadata: 8184 8 error",
         f"m-lower: 0 {DATA} linear 8:0 {RESERVE}",
         f"m: 0 {DATA} era /dev/mapper/m-metadata /dev/mapper/m-lower 2048",
     ]
@@ -58,10 +59,10 @@ def test_block_size_is_the_last_word_of_the_top(block: int) -> None:
 def test_metadata_on_a_device_of_its_own() -> None:
     mine = placed_primary(record("s1"), separate=True)
     own = metadata("259:3", blocks=regions.nr_blocks(mine.payload.regions["data"].length, MIB))
-    disk, record_, *rest = lines(base(mine, own))
+    disk, record_, _, *rest = lines(base(mine, own))
     assert disk == f"m-metadata-disk: 0 {63 * MIB // SECTOR} linear 259:3 2048"
-    assert record_ == f"m-metadata: 0 {63 * MIB // SECTOR} striped 1 8 /dev/mapper/m-metadata-disk 0"
-    assert rest == lines(base(placed_primary(record("s1")), None))[2:]
+    assert record_ == f"m-metadata: 0 {63 * MIB // SECTOR - 8} striped 1 8 /dev/mapper/m-metadata-disk 0"
+    assert rest == lines(base(placed_primary(record("s1")), None))[3:]
 
 
 def test_the_data_lies_where_it_lies_wherever_the_metadata_is() -> None:

@@ -242,8 +242,10 @@ def test_a_header_of_the_primary_that_somebody_wrote_to(rig: Rig) -> None:
     assert done["kind"] == "compare" and done["bytes_copied"] == 2 * MIB
     rig.equal()
 
-    ok("stop", NAME)
     rig.overwrite_older_header(rig.primary)
+    assert rig.secondary("one", code=9)["state"] == "unknown"
+    assert rig.stale("one") == set(range(BLOCKS))
+    ok("stop", NAME)
     refused(6, "remove", NAME, "one", "--yes")
     assert "overwritten" in ok("start", NAME, "--json").json["doubt"]
     is_unknown(rig, "overwritten")
