@@ -56,10 +56,10 @@ def can_be_asked(names: Names) -> bool:
 
 
 def _failed(names: Names) -> bool:
-    metadata = device(names.metadata)
-    if metadata.info() is None:
+    watch = device(names.metadata_watch)
+    if watch.info() is None:
         return False
-    lines = [line for line in metadata.status(asleep=True) if line.kind == "striped"]
+    lines = [line for line in watch.status(asleep=True) if line.kind == "striped"]
     return any(StripedStatus.parse(line.text).failed for line in lines)
 
 

@@ -60,6 +60,10 @@ class Names:
         return self._inner("metadata")
 
     @property
+    def metadata_watch(self) -> Node:
+        return self._inner("metadata-watch")
+
+    @property
     def metadata_disk(self) -> Node:
         return self._inner("metadata-disk")
 

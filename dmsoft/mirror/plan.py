@@ -6,8 +6,9 @@ write-behind limit and restarts rebuilds). Disks are named by ``MAJOR:MINOR``, s
 in between cannot get into a table; dmsoft's own devices by their ``/dev/mapper`` path.
 
     NAME           era: records which blocks were written in which era; linear while nothing is tracked
-    NAME-metadata  striped: one stripe on NAME-metadata-disk, which remembers an error
-    NAME-metadata-disk  linear: the era metadata region, on the primary or on a device of its own
+    NAME-metadata  linear: the era metadata, on NAME-metadata-watch
+    NAME-metadata-watch  striped: one stripe, which remembers an error, on NAME-metadata-disk
+    NAME-metadata-disk   linear: the era metadata region, on the primary or on a device of its own
     NAME-shield    snapshot-origin, on kernels where discards get through without it
     NAME-lower     linear onto the primary's data region, or raid1 in write-behind mode
     NAME-primary   linear: the primary's data region as a raid1 leg
@@ -83,28 +84,39 @@ def data_sectors(primary: Primary) -> Sectors:
 
 
 def base(primary: Placed[Primary], metadata: Placed[Metadata] | None, *, shielded: bool = False) -> list[Wanted]:
-    """The stack without any secondary, bottom up: two for the metadata, lower, the shield if ``shielded``, top.
+    """The stack without any secondary, bottom up: the record, lower, the shield if ``shielded``, top.
 
-    dm-era forgets that a write of its metadata failed, and marks with it, so these are a stripe, which does not. It
-    counts errors by the device that failed, and a partition or a multipath disk hands its requests on to another one
-    before they fail; a device of our own below it does not. From Linux 6.11 on flushes pass a stripe by, unless the
-    table has a target that does not take part in that: the last block is an error, and dm-era comes to it last of all.
     Raises `NotFoundError` without its metadata.
     """
     payload, names = primary.payload, names_of(primary.payload)
     era = Era(names.metadata.path, _under_top(names, shielded).path, sectors(payload.block_bytes))
-    number, region = metadata_place(primary, metadata)
-    length = Sectors(sectors(region.length) - _METADATA_CHUNK)
-    record = (
-        Segment(Sectors(0), length, Striped(names.metadata_disk.path, Sectors(0), _METADATA_CHUNK)),
+    return [
+        *record(primary, metadata),
+        lower_linear(primary),
+        *([shield(payload)] if shielded else []),
+        Wanted(names.top, single(data_sectors(payload), era)),
+    ]
+
+
+def record(primary: Placed[Primary], metadata: Placed[Metadata] | None) -> list[Wanted]:
+    """What the record of dm-era lies on, bottom up.
+
+    dm-era forgets that a write of its metadata failed, and marks with it, so below them is a stripe, which does not. It
+    counts errors by the device that failed, and a partition or a multipath disk hands its requests on to another one
+    before they fail; a device of our own below it does not. From Linux 6.11 on flushes pass a stripe by, unless there
+    is a target in its table that does not take part in that: an error, behind the end of what dm-era sees. Raises
+    `NotFoundError` without its metadata.
+    """
+    names, (number, region) = names_of(primary.payload), metadata_place(primary, metadata)
+    length, start = sectors(region.length), Sectors(0)
+    watch = (
+        Segment(start, length, Striped(names.metadata_disk.path, start, _METADATA_CHUNK)),
         Segment(length, _METADATA_CHUNK, Error()),
     )
     return [
         _linear(names.metadata_disk, number, region),
-        Wanted(names.metadata, record),
-        lower_linear(primary),
-        *([shield(payload)] if shielded else []),
-        Wanted(names.top, single(data_sectors(payload), era)),
+        Wanted(names.metadata_watch, watch),
+        Wanted(names.metadata, single(length, Linear(names.metadata_watch.path, start))),
     ]
 
 
@@ -208,13 +220,8 @@ def bottom_up(names: Names, nodes: Sequence[Node]) -> list[Node]:
 
     def height(node: Node) -> int:
         layer = node.uuid.removeprefix(names.prefix)
-        above = {
-            names.metadata.uuid: 1,
-            names.lower.uuid: 3,
-            names.shield.uuid: 4,
-            names.top.uuid: 5,
-            names.canary.uuid: 5,
-        }
+        order = (names.metadata_watch, names.metadata, names.lower, names.shield, names.top)
+        above = {each.uuid: number for number, each in enumerate(order, 1)} | {names.canary.uuid: 5}
         if node.uuid in above:
             return above[node.uuid]
         # Labels have no dash: what has one after its label lies under a leg.

@@ -24,7 +24,7 @@ from dmsoft.mirror.barrier import DEADLINE_SECONDS, EraLostError
 from dmsoft.mirror.execute import discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.guard import Guard, resume_top
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.plan import base, metadata_place, untracked_top
+from dmsoft.mirror.plan import base, metadata_place, record, untracked_top
 from dmsoft.mirror.running import NoRoomError, Running, device, is_plain, is_shielded, is_tracked, node_path, write
 
 FAILED = "the era metadata failed"
@@ -112,16 +112,17 @@ def restore(running: Running, guard: Guard) -> str | None:
 def _restore(running: Running, guard: Guard, reason: str) -> str | None:
     slot_set = attach.free_slot_set(running)
     shielded = is_shielded(running.names)
-    disk, metadata, *_, top = base(running.assembly.primary, running.assembly.metadata, shielded=shielded)
+    parts = running.assembly.primary, running.assembly.metadata
+    under, top = record(*parts), base(*parts, shielded=shielded)[-1]
     with running.writing():
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
         canary.clear(running, slot_set)
     if (wrong := canary.prove(running, slot_set)) is not None:
         return wrong
-    dismantle([disk.node, metadata.node])  # they may stand on a disk that is gone, and remember that it failed
+    dismantle([each.node for each in under])  # they may stand on a disk that is gone, and remember that it failed
     zero_metadata(running)
     loss.forget(running.names)
-    ensure([disk, metadata])
+    ensure(under)
     # Loaded before the suspend, unlike an era over an era: nobody else writes these metadata.
     _swap(running, guard, top.table)
     require_no_discards(running.names.top)

@@ -42,8 +42,9 @@ def lines(wanted: list[Wanted]) -> list[str]:
 def test_base_stack_of_a_periodic_mirror() -> None:
     assert lines(base(placed_primary(record("s1")), None)) == [
         "m-metadata-disk: 0 8192 linear 8:0 2048",
-        "m-metadata: 0 8184 striped 1 8 /dev/mapper/m-metadata-disk 0",
-        "m-metadata: 8184 8 error",
+        "m-metadata-watch: 0 8192 striped 1 8 /dev/mapper/m-metadata-disk 0",
+        "m-metadata-watch: 8192 8 error",
+        "m-metadata: 0 8192 linear /dev/mapper/m-metadata-watch 0",
         f"m-lower: 0 {DATA} linear 8:0 {RESERVE}",
         f"m: 0 {DATA} era /dev/mapper/m-metadata /dev/mapper/m-lower 2048",
     ]
@@ -59,10 +60,11 @@ def test_block_size_is_the_last_word_of_the_top(block: int) -> None:
 def test_metadata_on_a_device_of_its_own() -> None:
     mine = placed_primary(record("s1"), separate=True)
     own = metadata("259:3", blocks=regions.nr_blocks(mine.payload.regions["data"].length, MIB))
-    disk, record_, _, *rest = lines(base(mine, own))
+    disk, watch, _, top, *rest = lines(base(mine, own))
     assert disk == f"m-metadata-disk: 0 {63 * MIB // SECTOR} linear 259:3 2048"
-    assert record_ == f"m-metadata: 0 {63 * MIB // SECTOR - 8} striped 1 8 /dev/mapper/m-metadata-disk 0"
-    assert rest == lines(base(placed_primary(record("s1")), None))[3:]
+    assert watch == f"m-metadata-watch: 0 {63 * MIB // SECTOR} striped 1 8 /dev/mapper/m-metadata-disk 0"
+    assert top == f"m-metadata: 0 {63 * MIB // SECTOR} linear /dev/mapper/m-metadata-watch 0"
+    assert rest == lines(base(placed_primary(record("s1")), None))[4:]
 
 
 def test_the_data_lies_where_it_lies_wherever_the_metadata_is() -> None:
@@ -178,7 +180,7 @@ def test_everything_that_mirrors_the_data_is_as_long_as_the_data() -> None:
 def test_bottom_up_each_table_names_only_what_stands_before_it() -> None:
     vias = {"a": Via(), "b": Via("delay", delay_ms=5), "c": via_cache("c")}
     mine = placed_primary(*(record(label, "write-behind", via) for label, via in vias.items()))
-    stack = base(mine, None)[:2]
+    stack = base(mine, None)[:3]
     for label in vias:
         disk = Placed(secondary(mine.payload, label), "8:16")
         stack += leg(mine.payload, mine.payload.member(label) or pytest.fail(), disk, cache(label, "9:1"), 512)
@@ -212,7 +214,7 @@ def test_what_stands_is_sorted_bottom_up_whatever_its_labels(chance: random.Rand
 
 def test_a_lower_falls_back_to_the_same_table_it_started_with() -> None:
     mine = placed_primary(record("s1", "write-behind"))
-    assert lower_linear(mine) == base(mine, None)[2]
+    assert lower_linear(mine) == base(mine, None)[3]
 
 
 def test_a_shield_lies_between_top_and_lower() -> None:
@@ -223,4 +225,5 @@ def test_a_shield_lies_between_top_and_lower() -> None:
     assert " /dev/mapper/m-shield " in lines([top])[0]
     assert lines([untracked_top(mine.payload, shielded=True)])[0].endswith(" linear /dev/mapper/m-shield 0")
     assert bottom_up(names, [names.top, names.shield, names.lower]) == [names.lower, names.shield, names.top]
-    assert bottom_up(names, [names.metadata, names.metadata_disk]) == [names.metadata_disk, names.metadata]
+    under = [names.metadata_disk, names.metadata_watch, names.metadata]
+    assert bottom_up(names, under[::-1]) == under

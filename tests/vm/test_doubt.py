@@ -30,7 +30,7 @@ def make(rig: Rig) -> Region:
 
 def crash(rig: Rig) -> None:
     """The mirror ends without a stop, as if the machine had: nobody seals its metadata."""
-    for name in (NAME, "m-one", "m-lower", "m-metadata", "m-metadata-disk"):
+    for name in (NAME, "m-one", "m-lower", "m-metadata", "m-metadata-watch", "m-metadata-disk"):
         sh("dmsetup", "remove", "--retry", name)
     assert ours() == []
 

@@ -63,7 +63,17 @@ def test_a_primary_that_md_dropped_before_a_crash_does_not_come_back_older(rig: 
     assert sh("dmsetup", "status", "m-lower").split()[5] == "AD"
     newest = rig.random(MIB)
     write(rig.top, 9 * MIB, newest)
-    for name in ("m", "m-lower", "m-slot0", "m-slot1", "m-primary", "m-one", "m-metadata", "m-metadata-disk"):
+    for name in (
+        "m",
+        "m-lower",
+        "m-slot0",
+        "m-slot1",
+        "m-primary",
+        "m-one",
+        "m-metadata",
+        "m-metadata-watch",
+        "m-metadata-disk",
+    ):
         sh("dmsetup", "remove", "--retry", name)
     rig.behave(path, "p0")
 
@@ -103,7 +113,11 @@ def test_an_interrupt_when_the_lower_has_just_been_suspended(rig: Rig, monkeypat
 
 
 @pytest.mark.parametrize(
-    "down", [pytest.param(("m",), marks=pytest.mark.slow), ("m", "m-lower", "m-metadata", "m-metadata-disk", "m-one")]
+    "down",
+    [
+        pytest.param(("m",), marks=pytest.mark.slow),
+        ("m", "m-lower", "m-metadata", "m-metadata-watch", "m-metadata-disk", "m-one"),
+    ],
 )
 def test_what_others_took_down_is_closed(rig: Rig, down: tuple[str, ...]) -> None:
     """As lvm2 does at shutdown, which removes every device that is not in use: the end is as good as one of ours."""

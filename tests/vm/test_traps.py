@@ -25,7 +25,7 @@ from dmsoft.mirror.plan import MAX_WRITE_BEHIND, names_of
 from dmsoft.units import KIB, MIB
 from tests import features
 from tests.vm.faulty import faulty
-from tests.vm.rig import NAME, Rig, dmsoft, ok, read, sh, table, wait_until, write
+from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, sh, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
 pytestmark = pytest.mark.slow
@@ -526,7 +526,7 @@ def test_metadata_that_fail_for_a_moment(bed: Bed, rig: Rig) -> None:
 
 def remembers() -> str:
     """The letter of the stripe below the record."""
-    return sh("dmsetup", "status", "m-metadata").splitlines()[0].split()[-1]
+    return sh("dmsetup", "status", "m-metadata-watch").splitlines()[0].split()[-1]
 
 
 def take_down(rig: Rig, what: tuple[str, ...]) -> None:
@@ -536,10 +536,11 @@ def take_down(rig: Rig, what: tuple[str, ...]) -> None:
     if what != ("stop",):
         sh("dmsetup", "remove", "--retry", NAME)
     if "lower" in what:
-        sh("dmsetup", "remove", "--retry", "m-lower")
+        for name in sorted({"m-shield", "m-lower"} & set(ours()), reverse=True):  # the shield is on 5.10 alone
+            sh("dmsetup", "remove", "--retry", name)
     if "metadata" in what:
         loss.remember(names_of(rig.primary_header()))  # as the daemon does at its end
-        for name in ("m-metadata", "m-metadata-disk"):
+        for name in ("m-metadata", "m-metadata-watch", "m-metadata-disk"):
             sh("dmsetup", "remove", "--retry", name)
     if what != ("top",):
         ok("stop", NAME)

@@ -348,7 +348,7 @@ def test_the_header_comes_before_the_top(rig: Rig, monkeypatch: pytest.MonkeyPat
             untracked.give_up(running, guard, "a test")
     assert table(NAME).startswith("era ")
     assert rig.states(code=9) == {"one": "unknown"} and rig.stale("one") == set(range(BLOCKS))
-    for name in (NAME, "m-one", "m-lower", "m-metadata", "m-metadata-disk"):
+    for name in (NAME, "m-one", "m-lower", "m-metadata", "m-metadata-watch", "m-metadata-disk"):
         sh("dmsetup", "remove", "--retry", name)
     assert "a test" in ok("start", NAME, "--json").json["doubt"]
     is_tracked(rig, "compare")
@@ -370,6 +370,7 @@ def test_the_canary_leaves_no_trace(rig: Rig) -> None:
         "m",
         "m-lower",
         "m-metadata",
+        "m-metadata-watch",
         "m-metadata-disk",
         "m-one",
     }  # 5.10 has discards to shield it from
@@ -526,4 +527,5 @@ def test_a_start_that_died_in_its_canary(rig: Rig, name: str, monkeypatch: pytes
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
     assert "m-canary" in ours() and suspended() in ([], [name])  # its guard may have been there first
     assert ok("start", NAME, "--json").json["doubt"] is None
-    assert ours() == ["m", "m-lower", "m-metadata", "m-metadata-disk", "m-one"] and rig.states() == {"one": "current"}
+    record = ["m-metadata", "m-metadata-disk", "m-metadata-watch"]
+    assert ours() == ["m", "m-lower", *record, "m-one"] and rig.states() == {"one": "current"}

@@ -159,6 +159,7 @@ def test_a_cache_that_was_never_drained(rig: Rig) -> None:
         "m-one-cache",
         "m-one-data",
         "m-metadata",
+        "m-metadata-watch",
         "m-metadata-disk",
     ):
         sh("dmsetup", "remove", "--retry", name)
