@@ -319,6 +319,7 @@ def test_a_secondary_that_is_all_there_is(rig: Rig) -> None:
         assert ran.code == 6 and "a whole copy" in ran.err and "dmsetup create" in ran.out, ran
 
 
+@pytest.mark.slow
 def test_a_committed_journal_beside_a_header_that_somebody_wrote_to(rig: Rig) -> None:
     """The reason to compare must not be written over by what is written when the journal was applied."""
     crash = Crash(rig)

@@ -258,6 +258,7 @@ def test_a_barrier_whose_era_cannot_begin(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 @pytest.mark.kernel_log(allow=IO_ERRORS)
 def test_an_era_that_was_not_put_away(rig: Rig) -> None:
     """The suspend says that all went well. So nobody but who looks knows, and the mirror is compared."""
