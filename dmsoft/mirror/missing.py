@@ -14,6 +14,7 @@ from dmsoft.mirror import locate
 from dmsoft.mirror.decision import Decision, decide, from_record
 from dmsoft.mirror.running import Running, is_active
 from dmsoft.mirror.start import doubt_of
+from dmsoft.mirror.untracked import lately_doubted
 from dmsoft.resync.extents import size_bytes
 
 _MAP_PARTS = 64
@@ -64,7 +65,7 @@ def _decision(running: Running, label: str) -> Decision:
     if record is None:
         raise NotFoundError(f"{running.names.name} has no secondary {label}.", hint="`dmsoft status` lists them.")
     # Of a mirror that runs the rest was found out when it was started.
-    doubt = running.assembly.doubt if is_active(running.names) else doubt_of(running)
+    doubt = lately_doubted(running) if is_active(running.names) else doubt_of(running)
     if doubt is not None:
         return Decision("compare", f"nothing is known of what was written: {doubt}")
     placed = running.assembly.secondaries.get(label)

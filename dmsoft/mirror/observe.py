@@ -27,6 +27,7 @@ from dmsoft.mirror.missing import StaleSets
 from dmsoft.mirror.names import PREFIX, Names
 from dmsoft.mirror.running import Running, is_active, node_path
 from dmsoft.mirror.start import doubt_of
+from dmsoft.mirror.untracked import lately_doubted
 from dmsoft.mirror.views import BAD, Alert, EraView, MirrorView, PrimaryView, SecondaryView, State, StatusView, ViaView
 from dmsoft.resync.extents import size_bytes
 
@@ -162,11 +163,12 @@ class _Observer:
     def _judge(self, alerts: list[Alert]) -> None:
         """Of a mirror that is stopped, ask what the next start will ask; of one that runs, a resync."""
         if self.active:
-            self.doubt = self.running.assembly.doubt
+            self.doubt = lately_doubted(self.running)
         else:
             with contextlib.suppress(DmsoftError):
                 self.doubt = doubt_of(self.running)
-        if self.doubt is not None and not any(alert.code == "tracking-doubt" for alert in alerts):
+        told = {"tracking-doubt", "tracking-failed"} & {alert.code for alert in alerts}
+        if self.doubt is not None and not told:
             what = f"{self.doubt[:1].upper()}{self.doubt[1:]}"
             alerts.append(
                 Alert("tracking-doubt", f"{what.rstrip('.')}. The next start or resync begins tracking anew.")

@@ -69,6 +69,7 @@ def started(running: Running) -> Started:
     plug.begin(running.names)
     if already:
         _resume_left(running)
+        running.require_active()  # one that stands on a disk which is gone cannot be mended
     doubt = _mended(running) if already else _bring_up(running)
     tracker_now = running.payload.tracker
     if tracker_now.doubt is None and not tracker_now.era_floor:  # a start was killed before it could say so
@@ -132,16 +133,18 @@ def _bring_up(running: Running) -> str | None:
         shielded = takes_discards(names.lower)
         try:
             wrong = doubt if running.payload.tracker.doubt is not None else _track(running, shielded=shielded)
+            if wrong is None:
+                hold_era(running)
         except CookieTimeoutError:
             raise  # a slow udev is no reason to compare every block
         except (DeviceError, MetadataError) as err:
             wrong = err.message.rstrip(".")
         if wrong is None:
-            hold_era(running)
             return doubt
         _go_without(running, wrong, shielded=shielded)
     except BaseException:
         with contextlib.suppress(DmsoftError):
+            loss.remember(names)
             dismantle([*inner_nodes(names), names.top])
         raise
     return wrong

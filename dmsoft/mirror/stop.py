@@ -43,6 +43,8 @@ def stop(name: str) -> Stopped:
         lost = loss.remember(names)
         if active:
             alone.require_primary(names)  # also when its disk is gone, and nothing on it can tell the next start
+            if lost:
+                _disown(names)
             require_unused(names)
             alone.require_primary(names)  # the last writer's close may have flushed
             with contextlib.suppress(NotFoundError):
@@ -55,6 +57,16 @@ def stop(name: str) -> Stopped:
         closed = not active and _closed(names, lost=lost)
         plug.end(names)
         return Stopped(name, active, closed)
+
+
+def _disown(names: Names) -> None:
+    """Of a mirror whose record may lack marks, have the header say so at once: it may not be stopped in the end, as
+    it is in use at a shutdown, and what is noted in /run is gone after that."""
+    with contextlib.suppress(NotFoundError):
+        running = Running.of(locate.assemble(names.name))
+        if running.payload.tracker.doubt is None:
+            with running.writing():
+                running.withdraw(tracker.revoked(running.payload, untracked.FAILED, tracked=False))
 
 
 def stoppable() -> Iterator[str]:
@@ -127,8 +139,9 @@ def _seal(running: Running, *, lost: bool) -> bool:
     if running.assembly.doubt is not None:
         return False
     with running.writing():
-        if lost and running.payload.tracker.doubt is None:
-            running.withdraw(tracker.revoked(running.payload, untracked.FAILED, tracked=False))
+        if lost:
+            if running.payload.tracker.doubt is None:
+                running.withdraw(tracker.revoked(running.payload, untracked.FAILED, tracked=False))
             loss.forget(running.names)
             return False
         running.flush_primary()

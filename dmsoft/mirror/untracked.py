@@ -57,6 +57,12 @@ def trouble(running: Running) -> str | None:
     return None
 
 
+def lately_doubted(running: Running) -> str | None:
+    """Why nothing is known of what was written to a mirror that runs, as far as that can be told without waiting: what
+    came up since it was started."""
+    return running.assembly.doubt or (FAILED if loss.suspected(running.names) else None)
+
+
 def mend(running: Running, guard: Guard) -> str | None:
     """If tracking is in trouble, give it up and begin it anew. Returns what was wrong, None if nothing was.
 

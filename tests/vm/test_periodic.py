@@ -200,7 +200,7 @@ def test_a_dry_run_says_the_tables_and_changes_nothing(rig: Rig) -> None:
         assert all(line in ok(*create, "--dry-run").out for line in planned)
         assert ours() == [] and not Path("/etc/dmsoft").exists()
     rig.create(primary=primary, one=one)
-    assert _live(planned) == _live(planned, live=True) and len(planned) == len(ours())
+    assert _live(planned) == _live(planned, live=True) and set(_live(planned)) == set(ours())
 
     with unchanged(*disks):
         said = ok("resync", NAME, "--dry-run", "--json").json
@@ -228,15 +228,18 @@ def test_a_dry_run_says_the_tables_and_changes_nothing(rig: Rig) -> None:
         planned = ok("start", NAME, "--dry-run", "--json").json["tables"]
         assert ours() == []
     ok("start", NAME)
-    assert _live(planned) == _live(planned, live=True) and len(planned) == len(ours())
+    assert _live(planned) == _live(planned, live=True) and set(_live(planned)) == set(ours())
 
 
-def _live(lines: list[str], *, live: bool = False) -> dict[str, str]:
+def _live(lines: list[str], *, live: bool = False) -> dict[str, list[str]]:
     """Planned tables by device, with paths as numbers; or what the kernel has for the same devices."""
-    names = [line.split(": ")[0] for line in lines]
+    planned: dict[str, list[str]] = {}
+    for line in lines:
+        name, segment = line.split(": ")
+        planned.setdefault(name, []).append(segment)
     if live:
-        return {name: sh("dmsetup", "table", name).strip() for name in names}
-    return {name: _numbers(line.split(": ")[1]) for name, line in zip(names, lines, strict=True)}
+        return {name: [line.strip() for line in sh("dmsetup", "table", name).splitlines()] for name in planned}
+    return {name: [_numbers(segment) for segment in segments] for name, segments in planned.items()}
 
 
 def _numbers(text: str) -> str:
