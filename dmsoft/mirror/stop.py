@@ -117,9 +117,9 @@ def standing(name: str) -> list[str]:
 def stopped(running: Running, *, lost: bool = False) -> None:
     """`stop` for a caller that holds the operation lock, on a mirror that is running and not in use.
 
-    Removing the top archives the era; then the metadata is final, and its digest goes into the header, unless they may
-    lack marks (``lost``). Removing the
-    lower waits for behind writes, which go into the caches; those are written back while their legs still stand.
+    Removing the top archives the era; then the metadata is final, and its digest goes into the header, unless marks may
+    be missing (``lost``). Removing the lower waits for behind writes, which go into the caches; those are written back
+    while their legs still stand.
     """
     names, payload = running.names, running.payload
     coupled = lower.attached_labels(names, [record.label for record in payload.members])

@@ -12,7 +12,7 @@ from dmsoft.era.superblock import Superblock
 from dmsoft.member.payload import Region
 from dmsoft.units import KIB, MIB
 from tests.harness.guestkit import settle
-from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sh, write
+from tests.vm.rig import NAME, Rig, crash, dmsoft, ok, ours, read, refused, sh, write
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -26,13 +26,6 @@ def make(rig: Rig) -> Region:
     rig.write(1, 2)
     rig.resync()
     return rig.primary_header().regions["metadata"]
-
-
-def crash(rig: Rig) -> None:
-    """The mirror ends without a stop, as if the machine had: nobody seals its metadata."""
-    for name in (NAME, "m-one", "m-lower", "m-metadata", "m-metadata-watch", "m-metadata-disk"):
-        sh("dmsetup", "remove", "--retry", name)
-    assert ours() == []
 
 
 def is_unknown(rig: Rig, word: str) -> None:
@@ -67,7 +60,7 @@ def test_zeroed_metadata(rig: Rig) -> None:
     assert "zeroed" in ok("start", NAME, "--json").json["doubt"]
     is_unknown(rig, "zeroed")
     # Neither a stop nor a crash makes the doubt forgotten.
-    crash(rig)
+    crash()
     assert ok("start", NAME, "--json").json["doubt"] is None
     is_unknown(rig, "zeroed")
     compares_and_is_well(rig, {5, 6})
@@ -84,7 +77,7 @@ def test_metadata_put_back_from_an_older_copy(rig: Rig, clean: bool) -> None:
     if clean:
         ok("stop", NAME)
     else:
-        crash(rig)
+        crash()
     write(rig.primary, region.offset, old)
     # Also before the start has judged it.
     assert rig.stale("one") == set(range(BLOCKS)) and rig.secondary("one", code=9)["state"] == "unknown"
@@ -97,7 +90,7 @@ def test_metadata_put_back_from_an_older_copy(rig: Rig, clean: bool) -> None:
 def test_zeroed_metadata_after_a_crash(rig: Rig) -> None:
     region = make(rig)
     rig.write(9)
-    crash(rig)
+    crash()
     write(rig.primary, region.offset, bytes(4096))
     assert "zeroed" in ok("start", NAME, "--json").json["doubt"]
     compares_and_is_well(rig, {9})
@@ -178,7 +171,7 @@ def test_the_primary_put_back_from_an_image(rig: Rig) -> None:
     is_unknown(rig, "put back from an older copy")
     # Not even when the image catches up with the eras and the blocks.
     for _ in range(2):
-        crash(rig)
+        crash()
         ok("start", NAME)
     is_unknown(rig, "put back")
     compares_and_is_well(rig, rig.differing("one"))
@@ -284,12 +277,12 @@ def test_a_crash_in_a_copy_is_no_doubt(rig: Rig) -> None:
     """An unclean end at any moment: incremental, and nothing is missed."""
     make(rig)
     rig.write(4)
-    crash(rig)
+    crash()
     assert subprocess.run(["dmsetup", "ls"], capture_output=True, check=True).stdout
     for block in (5, 6):
         assert ok("start", NAME, "--json").json["doubt"] is None
         rig.write(block)
-        crash(rig)
+        crash()
     ok("start", NAME)
     assert rig.stale("one") == {4, 5, 6}
     done = rig.resync()

@@ -7,7 +7,7 @@ from dmsoft.dm.device import Device
 from dmsoft.mirror import plug
 from dmsoft.mirror.names import Names
 from dmsoft.units import MIB
-from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sh, suspended, table, write
+from tests.vm.rig import NAME, Rig, crash, dmsoft, ok, ours, read, refused, sh, suspended, table, write
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -63,18 +63,7 @@ def test_a_primary_that_md_dropped_before_a_crash_does_not_come_back_older(rig: 
     assert sh("dmsetup", "status", "m-lower").split()[5] == "AD"
     newest = rig.random(MIB)
     write(rig.top, 9 * MIB, newest)
-    for name in (
-        "m",
-        "m-lower",
-        "m-slot0",
-        "m-slot1",
-        "m-primary",
-        "m-one",
-        "m-metadata",
-        "m-metadata-watch",
-        "m-metadata-disk",
-    ):
-        sh("dmsetup", "remove", "--retry", name)
+    crash()
     rig.behave(path, "p0")
 
     for _ in range(2):

@@ -16,6 +16,7 @@ from dmsoft.units import KIB, MIB
 from tests.vm.rig import (
     NAME,
     Rig,
+    crash,
     dmsoft,
     fingerprint,
     ok,
@@ -146,8 +147,7 @@ def test_a_mirror_stops_and_starts(rig: Rig) -> None:
 
     # An unclean end: nobody wrote the digest of the metadata, and the marks are all there.
     rig.write(8)
-    for name in ("m", "m-one", "m-lower", "m-metadata", "m-metadata-watch", "m-metadata-disk"):
-        sh("dmsetup", "remove", "--retry", name)
+    crash()
     assert rig.stale("one") == {8}
     assert ok("start", NAME, "--json").json["doubt"] is None
     done = rig.resync()

@@ -18,7 +18,7 @@ from dmsoft.units import MIB
 from tests import features
 from tests.vm.monitor_bed import monitoring
 from tests.vm.owner import start
-from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sh, suspended, table, wait_until, write
+from tests.vm.rig import NAME, Rig, crash, dmsoft, ok, read, refused, sh, suspended, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -30,14 +30,6 @@ AT = 9 * MIB
 def health() -> str:
     """md's letters for the legs, secondaries first."""
     return sh("dmsetup", "status", "m-lower").split()[5]
-
-
-def crash() -> None:
-    """Take the stack down without a word to any header, as a power cut leaves the disks."""
-    for name in (NAME, "m-shield", "m-lower", *ours()):
-        if name in ours():
-            sh("dmsetup", "remove", "--retry", name)
-    assert ours() == []
 
 
 def unplug_primary(rig: Rig) -> bytes:

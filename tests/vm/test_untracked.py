@@ -21,7 +21,7 @@ from dmsoft.mirror.running import Running, device, guard_of
 from dmsoft.mirror.sync import Request
 from dmsoft.mirror.wayout import TrackingLostError
 from dmsoft.units import KIB, MIB, Sectors
-from tests.vm.rig import NAME, Rig, Writer, dmsoft, ok, ours, read, sh, suspended, table, unchanged, wait_until
+from tests.vm.rig import NAME, Rig, Writer, crash, dmsoft, ok, ours, read, sh, suspended, table, unchanged, wait_until
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -349,8 +349,7 @@ def test_the_header_comes_before_the_top(rig: Rig, monkeypatch: pytest.MonkeyPat
             untracked.give_up(running, guard, "a test")
     assert table(NAME).startswith("era ")
     assert rig.states(code=9) == {"one": "unknown"} and rig.stale("one") == set(range(BLOCKS))
-    for name in (NAME, "m-one", "m-lower", "m-metadata", "m-metadata-watch", "m-metadata-disk"):
-        sh("dmsetup", "remove", "--retry", name)
+    crash()
     assert "a test" in ok("start", NAME, "--json").json["doubt"]
     is_tracked(rig, "compare")
     rig.equal()

@@ -17,7 +17,7 @@ from dmsoft.mirror import attach, backlog, proof
 from dmsoft.mirror.barrier import Barrier
 from dmsoft.units import KIB, MIB
 from tests.harness.guestkit import KernelLog
-from tests.vm.rig import NAME, Rig, dm_name, dmsoft, ok, ours, read, refused, sh, table, wait_until, write
+from tests.vm.rig import NAME, Rig, crash, dm_name, dmsoft, ok, ours, read, refused, sh, table, wait_until, write
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -149,20 +149,7 @@ def test_a_cache_that_was_never_drained(rig: Rig) -> None:
     rig.create(*MODE, "--via", via(rig, "writecache"), one=rig.disks["s0"])
     rig.resync()
     rig.write(*range(40, 60))
-    for name in (
-        "m",
-        "m-lower",
-        "m-slot0",
-        "m-slot1",
-        "m-primary",
-        "m-one",
-        "m-one-cache",
-        "m-one-data",
-        "m-metadata",
-        "m-metadata-watch",
-        "m-metadata-disk",
-    ):
-        sh("dmsetup", "remove", "--retry", name)
+    crash()
     assert ours() == []
     assert rig.stale("one") == set(range(40, 60))
     rig.superset("one")
