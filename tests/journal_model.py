@@ -90,10 +90,11 @@ class RecordedDisk(FdDisk):
         finally:
             os.pwritev, os.fsync = pwritev, fsync
 
-    def cut(self, point: int, chance: random.Random) -> bytes:
+    def cut(self, point: int, chance: random.Random, *, flushed: bool | None = None) -> bytes:
         """The disk after a power cut behind the first ``point`` writes: what was flushed, and of the rest any sectors
-        of a cache that writes back as it likes."""
-        durable = max((n for n in self.flushes if n <= point), default=0)
+        of a cache that writes back as it likes. ``flushed``: whether a flush that began there has ended; None: draw."""
+        ended = chance.random() < 0.5 if flushed is None else flushed
+        durable = max((n for n in self.flushes if n < point or (ended and n == point)), default=0)
         image = bytearray(self.before)
         for offset, data in self.log[:durable]:
             image[offset : offset + len(data)] = data

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import DmsoftError
 from dmsoft.member import header, regions
@@ -62,6 +63,11 @@ def judge(case: Case, images: dict[str, bytearray]) -> Counter[str]:
         if doubt is not None:
             found[f"doubt: {doubt}"] += 1
             primary = tracker.revoked(primary, doubt, tracked=True)
+
+        def written_since(era: int) -> BlockSet:
+            assert reader is not None, "nothing is owed since an era that nobody can ask about"
+            return reader.written_since(era).blocks
+
         for record in primary.members:
             disk = next((name for name in "ab" if _is(images[name], record.member_uuid)), None)
             if disk is None:
@@ -71,13 +77,11 @@ def judge(case: Case, images: dict[str, bytearray]) -> Counter[str]:
             era = None if reader is None else reader.superblock().current_era + 1
             decision = decide(primary, record, secondary, era)
             found[decision.kind] += 1
-            if decision.kind == "incremental":
-                assert reader is not None
-                blocks = regions.nr_blocks(len(mine), primary.block_bytes)
-                owed = decision.owed(lambda since: reader.written_since(since).blocks, blocks)
-                listed = {b for first, count in owed.extents().tolist() for b in range(first, first + count)}
-                missed = sorted(differing(mine, its, primary.block_bytes) - listed)
-                check(not missed, f"{record.label} differs at {missed[:20]}, which its stale set lacks")
+            blocks = regions.nr_blocks(len(mine), primary.block_bytes)
+            owed = decision.owed(written_since, blocks)
+            listed = {b for first, count in owed.extents().tolist() for b in range(first, first + count)}
+            missed = sorted(differing(mine, its, primary.block_bytes) - listed)
+            check(not missed, f"{record.label} differs at {missed[:20]}, which its stale set lacks")
             if secondary.sync.consistent and secondary.sync.doubt is None and case.history is not None:
                 until = case.history.last(its)
                 wrong = differing(case.history.image(until), its, PAGE)

@@ -19,7 +19,7 @@ from dmsoft.member import header
 from dmsoft.member.payload import AnyPayload, Primary, Secondary
 from tests.crash.lab import Lab
 from tests.crash.life import ADD, CREATE
-from tests.crash.medium import Image, Tape
+from tests.crash.medium import SECTOR, Image, Tape
 from tests.crash.writer import PAGE
 from tests.vm.rig import NAME
 
@@ -75,9 +75,12 @@ class History:
         return int(rows[known, 0].max(initial=0))
 
     def lacks(self, image: bytes, until: int) -> list[int]:
-        """The pages of an image that are older than write ``until`` left them."""
-        rows = np.frombuffer(image, np.uint64).reshape(-1, PAGE // 8)
-        return [int(page) for page in np.flatnonzero(rows[:, 0] < self._latest(len(rows), until))]
+        """The pages of an image of which a sector has neither what write ``until`` left there nor anything newer."""
+        cells = np.frombuffer(image, np.uint64).reshape(-1, PAGE // SECTOR, SECTOR // 16, 2)
+        numbers, page = cells[:, :, 0, 0], np.arange(len(cells), dtype=np.uint64)[:, np.newaxis]
+        known = (cells == cells[:, :, :1]).all(axis=(2, 3)) & (cells[:, :, 0, 1] == page) & np.isin(numbers, self.numbers)
+        oldest = np.where(known, numbers, 0).min(axis=1)
+        return [int(page) for page in np.flatnonzero(oldest < self._latest(len(cells), until))]
 
 
 @dataclass(slots=True)

@@ -99,7 +99,7 @@ def _covered(label: str, primary: Primary, data: bytes, its: Seen, reader: EraRe
         return []
     # The next start begins another era, before which nothing is asked.
     decision = decide(primary, record, payload, reader.superblock().current_era + 1)
-    if decision.kind == "compare":
+    if decision.kind == "compare" and decision.partial is None:
         return []
     blocks = -(-len(data) // BLOCK)
     differing = np.flatnonzero(

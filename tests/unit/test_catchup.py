@@ -47,6 +47,7 @@ class Machine:
         self.record: MemberRecord = mirror_model.record("one")
         self.points = [bytes(DATA)]
         self.busy: float = 0
+        self.durable, self.room = self.era, False
         self.cancelled = threading.Event()
         self.lock = threading.Lock()
 
@@ -70,8 +71,17 @@ class Machine:
         rows = [(block, 1) for block, last in enumerate(self.last) if last >= era]
         return SimpleNamespace(blocks=BlockSet.from_extents(BLOCKS, rows))
 
+    def flush_primary(self) -> None:
+        """What was written before the era that is current lies on its medium."""
+        self.durable = self.era
+
+    def await_room(self) -> None:
+        self.room = True
+
     @contextlib.contextmanager
     def barrier(self, _names: object, _guard: object, *, freeze: bool, await_udev: bool = True) -> Iterator[Barrier]:
+        assert self.room, "nobody looked whether the metadata have room for another era"
+        self.room = False
         here = cast(Barrier, SimpleNamespace(check=lambda: None, next_era=lambda _: self.era + 1, stall_seconds=0.001))
         yield here
         if freeze:
@@ -119,8 +129,8 @@ class Machine:
         confirmed = job.payload.sync.token if believed else self.record.token_confirmed
         self.record = self.record.replace(token_pending=job.token, token_confirmed=confirmed)
         running = SimpleNamespace(
-            names=None, payload=self.top, block_bytes=BLOCK, data=Region(0, DATA), await_room=lambda: None,
-            flush_primary=lambda: None, require_tracking=lambda: None,
+            names=None, payload=self.top, block_bytes=BLOCK, data=Region(0, DATA), await_room=self.await_room,
+            flush_primary=self.flush_primary, require_tracking=lambda: None,
         )  # fmt: skip
         progress = cast(Progress, _Loud(self))
         spares = SimpleNamespace(read=lambda _offset, _view: False)
@@ -137,6 +147,8 @@ class Machine:
     def check(self) -> Job:
         """Open the disk after whatever happened: a whole point in time or known as none, and nothing forgotten."""
         job = self.open()
+        sync = job.payload.sync
+        assert max(sync.era or 0, sync.partial.until if sync.partial else 0) <= self.durable, "the primary may lose it"
         found = data_of(self.secondary.image())
         if job.payload.sync.consistent:
             assert found in self.points, "a mix"
@@ -425,6 +437,7 @@ def test_a_header_copy_that_could_not_be_read_while_a_journal_was_gone_on_with(
         job = machine.open()
     assert job.journal is not None and job.header.sequence == scan.header.sequence - 1
     machine.era += 1
+    machine.flush_primary()
     machine.points.append(now)
     apply = Journal.apply
 

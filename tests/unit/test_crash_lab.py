@@ -112,6 +112,10 @@ def test_what_an_fsync_promised_is_missed() -> None:
     assert known.lacks(now, 3) == []
     older = noise[:PAGE] + stamp(1, 1) + stamp(2, 2) + noise[3 * PAGE :]
     assert (known.lacks(older, 2), known.lacks(older, 3)) == ([], [1])
+    assert known.lacks(noise, 3) == [1, 2]
+    torn = now[:PAGE] + stamp(3, 1)[:SECTOR] + stamp(1, 1)[SECTOR:] + now[2 * PAGE :]
+    assert (known.lacks(torn, 2), known.lacks(torn, 3)) == ([], [1])
+    assert known.lacks(noise[: PAGE + SECTOR] + now[PAGE + SECTOR :], 2) == [1]
 
 
 def test_places_to_cut_at(seed: int) -> None:

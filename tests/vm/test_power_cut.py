@@ -54,6 +54,8 @@ def cut_after_promise(rig: Rig, primary: LoggedDisk, monkeypatch: pytest.MonkeyP
         promise(job, era, tracker, **options)
         entries.append(primary.entries())
 
+    # The sample that every start compares would find what is missed, more often than not on so small a disk.
+    monkeypatch.setattr(sample, "differing", lambda *_, **__: None)
     with monkeypatch.context() as patch:
         patch.setattr(Job, "promise", counted)
         patch.setattr(Run, "run", written)
@@ -62,7 +64,7 @@ def cut_after_promise(rig: Rig, primary: LoggedDisk, monkeypatch: pytest.MonkeyP
     ok("stop", NAME)
     primary.power_cut(entries[-1], rig.cut("s1", SIZE))
     ok("start", NAME)
-    rig.resync()
+    assert rig.resync()["kind"] != "compare"
 
 
 def test_a_resync_after_a_power_cut_ends_equal(rig: Rig, primary: LoggedDisk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,10 +78,8 @@ def test_a_resync_after_a_power_cut_ends_equal(rig: Rig, primary: LoggedDisk, mo
 def test_without_the_flush_the_secondary_keeps_what_the_primary_lost(
     rig: Rig, primary: LoggedDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rig can see it: this is the test above with the care taken away, and with it the sample that every start
-    compares, which on so small a disk finds the difference more often than not."""
+    """The rig can see it: this is the test above with the care taken away."""
     monkeypatch.setattr(Running, "flush_primary", lambda _: None)
-    monkeypatch.setattr(sample, "differing", lambda *_, **__: None)
     cut_after_promise(rig, primary, monkeypatch)
     assert rig.differing("one") == {WRITTEN}
     ok("stop", NAME)
