@@ -54,6 +54,15 @@ def marking(names: Names, *, dry_run: bool = False) -> Iterator[None]:
             said = f"{err.message} Not all of their headers say so yet: {why.message}"
             raise PrimaryDroppedError(said, hint=err.hint) from why
         raise
+    except DmsoftError as err:
+        try:
+            lower.require_primary(names)  # whatever failed may have failed of that
+        except PrimaryDroppedError as dropped:
+            with marking(names, dry_run=dry_run):
+                raise dropped from err
+        except DmsoftError:
+            pass
+        raise
 
 
 def mark(names: Names) -> list[str] | None:

@@ -83,7 +83,7 @@ def renew(running: Running, guard: Guard) -> float:
         lower.tidy(names)
     if not lower.is_raid(names):
         raise DeviceError(
-            f"The secondaries of {names.name} had to be uncoupled: writes behind did not end in time.",
+            f"The secondaries of {names.name} had to be uncoupled: writes behind failed, or did not end in time.",
             hint="Run the command again: it catches them up and couples them again.",
         )
     return stall

@@ -165,6 +165,7 @@ class Run:
             era = here.next_era(self.reader)
         self.stalls.append(here.stall_seconds)
         self.running.flush_primary()
+        lower.require_primary(self.running.names)  # what went through a raid1 may be on its secondaries alone
         return era
 
     def owe(self, since: int | None) -> None:
@@ -261,8 +262,9 @@ class Run:
         if self.era_reader is not None and time.monotonic() >= self._look_at:
             self._look_at = time.monotonic() + _LOOK_SECONDS
             with contextlib.suppress(BusyError):
+                # Others coupled go on without it, and that has to be noted; the record may be gone with it.
+                lower.require_primary(self.running.names)
                 self.running.require_tracking()
-                lower.require_primary(self.running.names)  # others coupled go on without it, and that has to be noted
 
     def _stages(self) -> bool:
         return any(job.journal is not None for job in self.alive)

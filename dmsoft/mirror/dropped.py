@@ -8,9 +8,11 @@ which md notes a failed leg before it acknowledges the next write. (With the pri
 keeps it from being copied over the newer one.
 """
 
+import contextlib
 import os
 
 from dmsoft.dm.raid1 import Superblock
+from dmsoft.errors import DeviceError
 from dmsoft.member.disk import Disk, FdDisk, open_for_read
 from dmsoft.member.payload import Primary
 from dmsoft.member.regions import SLOTS, slot
@@ -35,7 +37,8 @@ def notice(running: Running) -> bool:
             # They know the generation that is left out here, and the primary does not any more: diverged.
             running.withdraw(payload.replace(generation=(*payload.generation[:-1], new_uuid())))
         for index in range(SLOTS):
-            write(running.primary, bytes(_HEAD_BYTES), slot(payload, index).offset, "The primary")
+            with contextlib.suppress(DeviceError):  # the next attach meets that again, and needs it
+                write(running.primary, bytes(_HEAD_BYTES), slot(payload, index).offset, "The primary")
     return dropped
 
 
@@ -43,8 +46,6 @@ def _is_dropped(running: Running) -> bool:
     fd = open_for_read(node_path(running.assembly.primary.number))
     try:
         return says_dropped(FdDisk(fd), running.payload)
-    except OSError:
-        return False  # what cannot be read, md could not read either; the next attach writes it anew
     finally:
         os.close(fd)
 
@@ -53,7 +54,15 @@ def says_dropped(disk: Disk, payload: Primary) -> bool:
     """Whether any slot says that the last leg of its raid, which is the primary, has failed, or its own that md was
     writing it anew.
 
-    Any, because no such leg ever comes back, and the slot of a leg that failed is not written any more.
+    Any, because no such leg ever comes back, and the slot of a leg that failed is not written any more. One that cannot
+    be read says nothing, and keeps no other from saying it.
     """
-    blocks = (disk.pread(_HEAD_BYTES, slot(payload, index).offset) for index in range(SLOTS))
-    return any(found.lacks(found.legs - 1) for found in map(Superblock.parse, blocks) if found is not None)
+    found = (_superblock(disk, slot(payload, index).offset) for index in range(SLOTS))
+    return any(each.lacks(each.legs - 1) for each in found if each is not None)
+
+
+def _superblock(disk: Disk, offset: int) -> Superblock | None:
+    try:
+        return Superblock.parse(disk.pread(_HEAD_BYTES, offset))
+    except OSError:
+        return None

@@ -8,7 +8,7 @@ coupled get the rest inside the barrier, straight to their places, since the rai
 import functools
 from typing import TYPE_CHECKING
 
-from dmsoft.mirror import attach
+from dmsoft.mirror import attach, lower
 from dmsoft.mirror.attach import Attachment
 from dmsoft.mirror.barrier import Barrier, barrier
 from dmsoft.mirror.execute import device
@@ -73,6 +73,7 @@ class Final:
             return False
         run.passes += 1
         run.running.flush_primary()
+        lower.require_primary(run.running.names)
         self._write_rest(stage, inside, coupled)
         self._promise(era, as_of, coupled=attachment is not None and attachment.swapped)
         return True

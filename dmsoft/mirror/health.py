@@ -11,7 +11,7 @@ from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Device, devices
 from dmsoft.dm.targets import Error, Raid1, RaidStatus, single
 
-Verdict = Literal["whole", "without-primary", "not-known"]
+Verdict = Literal["whole", "without-primary", "without-secondary", "not-known"]
 _ASK_SECONDS = 0.5
 
 
@@ -34,7 +34,7 @@ def goes_without_primary(lower: Device, *, asleep: bool = False) -> bool:
 
 
 def verdict(lower: Device) -> Verdict:
-    """Of a suspended lower, whether what is in it writes the primary. Raises as `raid_status` does.
+    """Of a suspended lower, whether what is in it writes the primary, and every secondary. Raises as `raid_status`.
 
     Of a raid1 with an error before it that md did not deal with, each leg seems not to be in sync as long as it is
     suspended (rs_get_progress in drivers/md/dm-raid.c). So it is asked for a while.
@@ -45,7 +45,7 @@ def verdict(lower: Device) -> Verdict:
         if status is not None and _lacks_primary(status):
             return "without-primary"
         if status is None or set(status.health) != {"a"}:
-            return "whole"
+            return "whole" if status is None or "D" not in status.health else "without-secondary"
         if time.monotonic() >= deadline:
             return "not-known"
         time.sleep(_ASK_SECONDS / 20)

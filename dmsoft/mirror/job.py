@@ -206,7 +206,7 @@ class Job:
         try:
             recovery.apply(journal, cancelled=cancelled, on_progress=on_progress)
         except JournalDamagedError as err:
-            self.header = recovery.withdraw_damaged(self.disk, self.payload, self.key, err)
+            self.header = recovery.withdraw_damaged(self.disk, self.payload, self.key, err, self.token)
             raise
 
     def _grant(self, sync: Sync) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 
 from dmsoft.dm import memory
-from dmsoft.dm.device import devices
+from dmsoft.dm.device import Device, devices
 from dmsoft.dm.targets import Raid1, Table
 from dmsoft.errors import BusyError, DeviceError, DmsoftError
 from dmsoft.mirror import health
@@ -68,7 +68,8 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
     under way has ended. Returns how long that was, in seconds. Raises `PrimaryDroppedError`, and `BusyError` while md
     has an error of some leg before it: the raid1 stays.
 
-    If this took too long, the guard has put the plain linear table there instead: look which one it is.
+    If this took too long, the guard has put the plain linear table there instead, and so has this function if md has
+    dropped a secondary just now, which a new raid1 would take for whole: look which one it is.
     """
     target = device(names.lower)
     kernel = locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name)
@@ -87,15 +88,11 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
                 target.clear()
             raise
         guard.deadline(_SWAP_SECONDS)
-        verdict = None
+        verdict: health.Verdict | None = None
         try:
             verdict = health.verdict(target)
         finally:
-            if verdict != "whole":  # by a write that was under way just now; the raid1 goes on, as only it has that
-                target.clear()
-            if verdict == "without-primary":
-                with contextlib.suppress(DmsoftError):
-                    guard.owes(health.hold_out_primary(target))
+            _judged(target, guard, verdict)
             try:
                 cookie = resume_watched(guard.helper, target)
             except DmsoftError as err:
@@ -110,6 +107,17 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
     if verdict == "not-known":
         raise BusyError(f"The kernel has an I/O error of {names.name} before it.", hint="Try again in a moment.")
     return stall
+
+
+def _judged(target: Device, guard: Guard, verdict: health.Verdict | None) -> None:
+    """What a suspended lower is to be resumed with, if anything failed by a write that was under way just now."""
+    if verdict == "without-secondary":  # a new raid1 would take it for whole
+        target.load(guard.fallback)
+    elif verdict != "whole":  # the raid1 goes on, as only it has that
+        target.clear()
+    if verdict == "without-primary":
+        with contextlib.suppress(DmsoftError):
+            guard.owes(health.hold_out_primary(target))
 
 
 def leg_labels(names: Names) -> list[str]:

@@ -60,6 +60,7 @@ def add(name: str, spec: SecondarySpec, *, force: bool = False, dry_run: bool = 
             with running.writing():
                 running.grant(wider)
             undo.pop_all()
+        plug.forget(running.names, spec.label)  # of an earlier one of that label, on the same disk maybe
         fresh = Running.of(locate.assemble(name))
         if is_active(fresh.names):
             started(fresh)

@@ -105,8 +105,14 @@ def prove(
 
 
 def can_be(running: Running, records: Sequence[MemberRecord]) -> bool:
-    """Whether all these secondaries are attached as they should be."""
-    return bool(records) and all(is_attached(running, record) for record in records)
+    """Whether all these secondaries are attached as they should be, and md writes every other that is coupled: the
+    raid1 is renewed as a whole, and one that md has dropped would count as in sync from then on."""
+    names = running.names
+    written = all(
+        lower.leg_health(names, names.leg(label)) == "A"
+        for label in lower.attached_labels(names, lower.leg_labels(names))
+    )
+    return bool(records) and written and all(is_attached(running, record) for record in records)
 
 
 def plan(each: Job) -> Planned:

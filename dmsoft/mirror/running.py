@@ -17,7 +17,7 @@ from dmsoft.errors import DeviceError, NotFoundError
 from dmsoft.member import regions
 from dmsoft.member.disk import open_for_read
 from dmsoft.member.gate import GatedDevice, open_exclusive
-from dmsoft.member.header import read, require, write_granted, write_withdrawn
+from dmsoft.member.header import Header, read, require, write_granted, write_withdrawn
 from dmsoft.member.payload import Primary, Region
 from dmsoft.mirror import loss
 from dmsoft.mirror.guard import Guard
@@ -242,19 +242,27 @@ class Running:
         scan = read(self.primary, key=self.assembly.key)
         if scan.doubt is not None:  # this would write over it, and nobody would know
             raise _written_by_others(self.names, scan.doubt)
-        now = require(self.primary, key=self.assembly.key).payload
-        if not isinstance(now, Primary) or now.tracker.id != self.payload.tracker.id:
-            raise TrackingLostError(
-                f"The mirror {self.names.name} was resumed without tracking meanwhile, so nothing new is promised.",
-                hint="Run `dmsoft resync`: it begins tracking anew and compares every block.",
-            )
+        self._require_tracker_of(require(self.primary, key=self.assembly.key))
         write_granted(self.primary, payload, self.assembly.key)
         self._now(payload)
 
     def withdraw(self, payload: Primary) -> None:
-        """Write the primary's header: less is promised than before. Raises `DeviceError`."""
+        """Write the primary's header: less is promised than before.
+
+        Raises `DeviceError`, and `TrackingLostError` as `grant` does, unless the tracker is revoked here as well.
+        """
+        found = read(self.primary, key=self.assembly.key).header
+        if found is not None and payload.tracker.id == self.payload.tracker.id:
+            self._require_tracker_of(found)
         write_withdrawn(self.primary, payload, self.assembly.key)
         self._now(payload)
+
+    def _require_tracker_of(self, found: Header) -> None:
+        if not isinstance(found.payload, Primary) or found.payload.tracker.id != self.payload.tracker.id:
+            raise TrackingLostError(
+                f"The mirror {self.names.name} was resumed without tracking meanwhile, so nothing new is promised.",
+                hint="Run `dmsoft resync`: it begins tracking anew and compares every block.",
+            )
 
     def flush_primary(self) -> None:
         """Make durable on the primary what was drained to it; raises `DeviceError`."""

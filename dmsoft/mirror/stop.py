@@ -16,7 +16,7 @@ from dmsoft.mirror import alone, attach, locate, loss, lower, plug, registry, tr
 from dmsoft.mirror.execute import device, dismantle
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.names import PREFIX, Names
-from dmsoft.mirror.running import Running, is_active
+from dmsoft.mirror.running import Running, is_active, is_tracked
 from dmsoft.mirror.start import inner_nodes, uuid_of
 
 _UDEV_SECONDS = 5.0
@@ -64,9 +64,13 @@ def _disown(names: Names) -> None:
     it is in use at a shutdown, and what is noted in /run is gone after that."""
     with contextlib.suppress(NotFoundError):
         running = Running.of(locate.assemble(names.name))
-        if running.payload.tracker.doubt is None:
-            with running.writing():
-                running.withdraw(tracker.revoked(running.payload, untracked.FAILED, tracked=False))
+        _revoke(running)
+
+
+def _revoke(running: Running) -> None:
+    if running.payload.tracker.doubt is None:
+        with running.writing():
+            running.withdraw(tracker.revoked(running.payload, untracked.FAILED, tracked=False))
 
 
 def stoppable() -> Iterator[str]:
@@ -122,9 +126,14 @@ def stopped(running: Running, *, lost: bool = False) -> None:
     while their legs still stand.
     """
     names, payload = running.names, running.payload
+    # Somebody's guard took the way out, and a header of before that was written since.
+    lost |= payload.tracker.doubt is None and not is_tracked(names)
     coupled = lower.attached_labels(names, [record.label for record in payload.members])
     dismantle([names.top])
     lost |= loss.remember(names, if_alive=True)
+    if lost:  # at once: what follows may take minutes, and a power cut would forget it
+        with contextlib.suppress(DmsoftError):
+            _revoke(running)
     alone.mark(names)  # nobody writes any more: the last moment to see it
     dismantle([names.lower, names.shield])
     with contextlib.suppress(DmsoftError):  # a cache that cannot be drained costs time later: S never counted on it
@@ -138,12 +147,11 @@ def _seal(running: Running, *, lost: bool) -> bool:
     lack marks, and the header says that instead. One that somebody else wrote to stays as it is, for the next start."""
     if running.assembly.doubt is not None:
         return False
+    if lost:
+        _revoke(running)
+        loss.forget(running.names)
+        return False
     with running.writing():
-        if lost:
-            if running.payload.tracker.doubt is None:
-                running.withdraw(tracker.revoked(running.payload, untracked.FAILED, tracked=False))
-            loss.forget(running.names)
-            return False
         running.flush_primary()
         sealed = _sealed(running)
         if sealed is not None:

@@ -11,6 +11,7 @@ doubt is taken from the header last of all.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
 from dmsoft.dm import memory
@@ -26,6 +27,8 @@ from dmsoft.mirror.guard import Guard, resume_top
 from dmsoft.mirror.lock import locked
 from dmsoft.mirror.plan import base, metadata_place, record, untracked_top
 from dmsoft.mirror.running import NoRoomError, Running, device, is_plain, is_shielded, is_tracked, node_path, write
+
+log = logging.getLogger(__name__)
 
 FAILED = "the era metadata failed"
 _METADATA_BLOCK = 4096
@@ -89,7 +92,7 @@ def give_up(running: Running, guard: Guard, reason: str) -> None:
 
 
 @contextlib.contextmanager
-def given_up_on_failure(running: Running, guard: Guard) -> Iterator[None]:
+def given_up_on_failure(running: Running, guard: Guard, during: str = "during a resync") -> Iterator[None]:
     """The block works on a mirror that tracks. If it fails, of whatever, and the era metadata has, then the primary's
     writes fail as well: tracking is given up before the error goes on its way. Enter it while no barrier is open."""
     try:
@@ -99,7 +102,10 @@ def given_up_on_failure(running: Running, guard: Guard) -> Iterator[None]:
         with contextlib.suppress(DmsoftError):  # what the block failed of matters more
             failed = failed or (is_tracked(running.names) and running.era_status().failed)
         if failed:
-            give_up(running, guard, f"{FAILED} during a resync")
+            try:
+                give_up(running, guard, f"{FAILED} {during}")
+            except DmsoftError as why:
+                log.warning("tracking could not be given up: %s", why.message)
         raise
 
 

@@ -40,6 +40,7 @@ def recover(
     payload = header.payload
     if not isinstance(payload, Secondary):
         return header
+    record = None
     try:
         record = found(disk, header, key)
         if record is None or not record.committed:
@@ -47,7 +48,8 @@ def recover(
         journal = Journal.of(record, disk, payload.regions["journal"], payload.regions["data"], key)
         apply(journal, cancelled=cancelled, on_progress=on_progress)
     except JournalDamagedError as err:
-        return withdraw_damaged(disk, payload, key, err)
+        token = payload.sync.token if record is None else record.sync.token
+        return withdraw_damaged(disk, payload, key, err, token)
     except OSError as err:
         raise DeviceError(
             f"The journal of {disk.name} could not be applied: {err.strerror}.", hint="Look at the disk's health."
@@ -65,8 +67,13 @@ def apply(
         journal.disk.flush()
 
 
-def withdraw_damaged(disk: OpenDisk, payload: Secondary, key: bytes, err: JournalDamagedError) -> Header:
-    """Both copies of the header say that the disk may be a mix, and doubtful if it did not say itself what it lost."""
+def withdraw_damaged(
+    disk: OpenDisk, payload: Secondary, key: bytes, err: JournalDamagedError, token: str | None
+) -> Header:
+    """Both copies of the header say that the disk may be a mix, and doubtful if it did not say itself what it lost.
+
+    ``token`` is that of the run whose journal it is: a primary put back from an image of before that run lacks the
+    marks of what was applied, and must not know it."""
     doubt = err.message[:200] if err.doubtful else payload.sync.doubt
-    sync = payload.sync.replace(consistent=False, consistent_as_of=None, doubt=doubt, partial=None)
+    sync = payload.sync.replace(token=token, consistent=False, consistent_as_of=None, doubt=doubt, partial=None)
     return headers.write_withdrawn(disk, payload.replace(sync=sync), key)

@@ -78,7 +78,9 @@ class History:
         """The pages of an image of which a sector has neither what write ``until`` left there nor anything newer."""
         cells = np.frombuffer(image, np.uint64).reshape(-1, PAGE // SECTOR, SECTOR // 16, 2)
         numbers, page = cells[:, :, 0, 0], np.arange(len(cells), dtype=np.uint64)[:, np.newaxis]
-        known = (cells == cells[:, :, :1]).all(axis=(2, 3)) & (cells[:, :, 0, 1] == page) & np.isin(numbers, self.numbers)
+        known = (
+            (cells == cells[:, :, :1]).all(axis=(2, 3)) & (cells[:, :, 0, 1] == page) & np.isin(numbers, self.numbers)
+        )
         oldest = np.where(known, numbers, 0).min(axis=1)
         return [int(page) for page in np.flatnonzero(oldest < self._latest(len(cells), until))]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dmsoft.member import header
-from dmsoft.member.regions import slot
+from dmsoft.member.regions import SLOTS, slot
 from dmsoft.mirror.dropped import says_dropped
 from dmsoft.mirror.names import SLOTS_PER_SET
 from tests import mirror_model
@@ -51,6 +51,23 @@ def test_the_last_leg_is_the_primary(disk: RecordedDisk, slots: dict[int, tuple[
     for index, (legs, failed) in slots.items():
         note(disk, index, legs=legs, failed=failed)
     assert says_dropped(disk, PRIMARY) is dropped
+
+
+@pytest.mark.parametrize("bad", range(SLOTS))
+def test_a_slot_that_cannot_be_read_hides_no_other(
+    disk: RecordedDisk, bad: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for index in (8, 9):
+        note(disk, index, failed=0b10)
+    pread = disk.pread
+
+    def broken(length: int, offset: int) -> bytes:
+        if offset == slot(PRIMARY, bad).offset:
+            raise OSError(5, "bad sector")
+        return pread(length, offset)
+
+    monkeypatch.setattr(disk, "pread", broken)
+    assert says_dropped(disk, PRIMARY)
 
 
 @pytest.mark.parametrize(

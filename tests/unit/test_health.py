@@ -30,14 +30,15 @@ def lower(*letters: str) -> Any:
     [
         ((), "whole"),
         (("AA",), "whole"),
-        (("DA",), "whole"),
-        (("Da",), "whole"),
+        (("DA",), "without-secondary"),
+        (("Da",), "without-secondary"),
         (("AD",), "without-primary"),
         (("DAD",), "without-primary"),
         (("Aa",), "without-primary"),
         (("aa",), "not-known"),
         (("aa", "aa", "AD"), "without-primary"),
-        (("aaa", "DAA"), "whole"),
+        (("aaa", "DAA"), "without-secondary"),
+        (("aaa", "AAA"), "whole"),
     ],
 )
 def test_what_a_suspended_raid1_says(

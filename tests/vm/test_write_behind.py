@@ -274,3 +274,36 @@ def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypa
     assert rig.states() == {"one": "attached"}
     ok("stop", NAME)
     rig.equal()
+
+
+@pytest.mark.core
+def test_a_secondary_that_md_has_dropped_is_not_taken_for_whole(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new raid1 says ``A`` of every leg. Neither a proof of the other one makes one, nor is one made when a leg is
+    dropped just before that."""
+    size = 40 * MIB
+    rig.create(*MODE, primary=rig.cut("p0", size), one=rig.cut("s0", size), two=(cut := rig.cut("s1", size)))
+    rig.resync()
+
+    def dropped(*_: object) -> None:
+        rig.behave(cut, "s1", "error_writes")
+        rig.write(3, 9)
+        wait_until("md has dropped it", lambda: "D" in raid_health())
+        rig.behave(cut, "s1")
+
+    dropped()
+    rig.write(20)
+    done = rig.resync("one")
+    assert {part["label"] for part in done["secondaries"]} == {"one", "two"} and raid_health() == "AAA"
+    assert not rig.differing("two")
+    with monkeypatch.context() as patch:
+        settle = backlog.settle
+        patch.setattr(backlog, "settle", lambda names, label: dropped() if label == "two" else settle(names, label))
+        rig.write(21)
+        assert "had to be uncoupled" in refused(6, "resync", NAME, "one")
+        assert table("m-lower").startswith("linear ")
+    rig.superset("one")
+    rig.superset("two")
+    rig.resync()
+    assert rig.states() == {"one": "attached", "two": "attached"} and not rig.differing("two")
+    ok("stop", NAME)
+    rig.equal()
