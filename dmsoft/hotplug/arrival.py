@@ -121,15 +121,15 @@ def _welcome(
             return welcome, outcome, error
     # These take the lock themselves; what was judged is judged again by them.
     if not request.dry_run:
-        _begin(welcome, names)
+        _begin(welcome, names, wait)
     return welcome, None, None
 
 
-def _begin(welcome: Welcome, names: Names) -> None:
+def _begin(welcome: Welcome, names: Names, wait: float) -> None:
     if welcome.action == "restart":
-        stop(names.name)
+        stop(names.name, timeout=wait)
     if welcome.action in ("start", "restart"):
-        start(names.name)
+        start(names.name, timeout=wait)
 
 
 def _home(device: BlockDevice, sight: Sight, names: Names) -> tuple[Home, Running | None]:

@@ -5,6 +5,7 @@ Sizes are bytes. Names are the kernel's (``sda1``, ``dm-0``), unless a field say
 the kernel's Documentation/ABI/stable/sysfs-block; ``size`` is in 512-byte sectors whatever the device.
 """
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -95,9 +96,9 @@ class Sysfs:
         try:
             real = directory.resolve(strict=True)
             return _describe(name, real)
-        except FileNotFoundError as err:
-            raise NotFoundError(f"There is no block device named {name}.", hint=_LIST_HINT) from err
         except (OSError, ValueError) as err:
+            if isinstance(err, OSError) and err.errno in (errno.ENOENT, errno.ENODEV):
+                raise NotFoundError(f"There is no block device named {name}.", hint=_LIST_HINT) from err
             raise DeviceError(f"The kernel's description of {name} cannot be read: {err}.") from err
 
     def by_number(self, major: int, minor: int) -> BlockDevice:

@@ -5,12 +5,13 @@ A name can be shared by a clone or a cheap enclosure, so identity is one of two 
 uuid in the header, which the gate compares too.
 """
 
+import itertools
 from typing import Final
 
 from dmsoft.inventory.sysfs import HOST, BlockDevice, Sysfs, block_device
 from dmsoft.inventory.udev import HOST as HOST_UDEV
 from dmsoft.inventory.udev import Udev
-from dmsoft.member.payload import Identity
+from dmsoft.member.payload import MAX_BY_ID, Identity
 from dmsoft.units import format_size
 
 # Derived from what is written on the device, which becoming a member overwrites.
@@ -27,7 +28,7 @@ def identity_of(device: BlockDevice, udev: Udev = HOST_UDEV) -> Identity:
     """The identity of a device that was looked up already; waits for udev if it was plugged in just now."""
     udev.wait(device)
     names = (name for name in udev.by_id(device) if not name.startswith(_VOLATILE) and len(name) <= _MAX_NAME)
-    return Identity(size_bytes=device.size_bytes, by_id=tuple(names))
+    return Identity(size_bytes=device.size_bytes, by_id=tuple(itertools.islice(names, MAX_BY_ID)))
 
 
 def matches(recorded: Identity, seen: Identity) -> str | None:

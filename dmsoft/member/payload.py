@@ -16,6 +16,7 @@ from dmsoft.errors import MetadataError
 MAX_BYTES = (1 << 63) - 1
 MAX_SECONDARIES = 16
 MAX_GENERATIONS = 256
+MAX_BY_ID = 64
 MAX_SECONDS = 1e9
 
 Bytes = Annotated[int, Meta(ge=0, le=MAX_BYTES)]
@@ -58,7 +59,7 @@ class Identity(Value, frozen=True):
     """What a device was when it became a member: names under /dev/disk/by-id (may be none), and its size."""
 
     size_bytes: Bytes
-    by_id: tuple[ById, ...] = ()
+    by_id: Annotated[tuple[ById, ...], Meta(max_length=MAX_BY_ID)] = ()
 
 
 class Via(Value, frozen=True):

@@ -89,18 +89,20 @@ def renew(running: Running, guard: Guard) -> float:
     return stall
 
 
-def claim(running: Running, label: str) -> None:
-    """Have the kernel hold a present secondary's disk for us: its leg, or what lies under a writecache leg.
+def claim(running: Running, label: str) -> list[Node]:
+    """Have the kernel hold a present secondary's disk for us: its leg, or what lies under a writecache leg. Returns the
+    nodes made.
 
     The leg of a disk that was unplugged and came back still leads to the disk that is gone; it is made anew.
     """
     record, placed = running.payload.member(label), running.assembly.secondaries.get(label)
     if record is None or placed is None or label in lower.attached_labels(running.names, [label]):
-        return
+        return []
     first = leg(running.payload, record, placed, running.assembly.caches.get(label), SECTOR)[0]
-    if not lower.leads_to(first.node, placed.number):
-        dismantle(leg_nodes(running.names, label))
-        ensure([first])
+    if lower.leads_to(first.node, placed.number):
+        return []
+    dismantle(leg_nodes(running.names, label))
+    return ensure([first])
 
 
 def ensure_leg(running: Running, label: str) -> list[Node]:

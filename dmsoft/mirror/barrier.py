@@ -113,8 +113,8 @@ def barrier(
     if freeze:
         _sync_filesystems(names.top.path)
     with locked(names.mirror_uuid, "kernel", timeout=lock_timeout, name=names.name), memory.locked():
-        gc.disable()
         guard.arm()
+        gc.disable()
         start = time.monotonic()
         try:
             top.suspend(lockfs=freeze)

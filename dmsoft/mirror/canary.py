@@ -39,6 +39,7 @@ def prove(running: Running, slot_set: int) -> str | None:
     region = slot(running.payload, slot_set * SLOTS_PER_SET)
     number = running.assembly.primary.number
     try:
+        dismantle([each.node for each in wanted])  # of one that was killed: its eras are not this one's
         made = ensure(wanted)
         try:
             return check(

@@ -7,7 +7,8 @@ systemd runs, a scope of its own, so that ending the caller's control group does
 at a time into a pipe:
 
     arm              from now on the end of the caller means: resume
-    deadline SECONDS the suspend has returned; resume when so many seconds have passed
+    deadline SECONDS the suspend has returned; resume when so many seconds have passed, or half a minute if this line
+                     does not come
     disarm           everything is resumed
 
 It answers ``ready`` once and ``tripped`` whenever it had to act. It resumes bottom-up, and gives a suspended lower the
@@ -30,7 +31,7 @@ from typing import Never
 from dmsoft.dm import memory
 from dmsoft.dm.cookie import Cookie
 from dmsoft.dm.device import Device
-from dmsoft.dm.failures import DmIoctlError
+from dmsoft.dm.failures import CookieTimeoutError, DmIoctlError
 from dmsoft.dm.helper import Helper, Operation, isolate
 from dmsoft.dm.targets import Table
 from dmsoft.errors import DeviceError, DmsoftError
@@ -44,6 +45,9 @@ log = logging.getLogger(__name__)
 
 _READY_SECONDS = 60
 _WATCH_SECONDS = 2.0
+# Without a deadline: how often it is looked whether anything is suspended, and how long that may last.
+_SILENCE_POLL_SECONDS = 1.0
+_SILENT_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 _RESCUE_SECONDS = 600.0
 _PATIENCE_SECONDS = 5.0
@@ -95,14 +99,15 @@ class Guard:
             self._helper = Helper([self.lower])
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object = None, error: BaseException | None = None, *__: object) -> None:
         for fd in (self._in, self._out):
             with contextlib.suppress(OSError):
                 os.close(fd)
         if self._helper is not None:
             self._helper.close()
         self._reap()
-        self.settle()
+        with contextlib.suppress(CookieTimeoutError) if error is not None else contextlib.nullcontext():
+            self.settle()
 
     def owes(self, cookie: Cookie | None) -> None:
         """What udev does about it is waited for by `settle`."""
@@ -247,7 +252,12 @@ def _keep(rescue: "Rescue") -> None:
     armed, deadline, pending = False, None, b""
     while True:
         wait = None if deadline is None else max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select([0], [], [], wait)
+        ready, _, _ = select.select([0], [], [], _SILENCE_POLL_SECONDS if armed and wait is None else wait)
+        if not ready and deadline is None:
+            # A caller that was killed in the suspend says nothing, and one of its threads that a disk keeps in the
+            # kernel keeps our pipe open.
+            deadline = time.monotonic() + _SILENT_SECONDS if rescue.needed() else None
+            continue
         data = os.read(0, 4096) if ready else b""
         if (ready and not data) or not ready:
             if armed and (rescue.of_the_dead() if ready else rescue.now()):

@@ -5,6 +5,7 @@ A device under another one (a disk below a dm-delay, say) shows the same header 
 is the member. A header on another device than the one it was written for is a copy, and is not taken.
 """
 
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from dmsoft.member.header import HeaderBadError, Scan
 from dmsoft.member.identity import identify, identity_of, matches
 from dmsoft.member.keys import KeyFileError
 from dmsoft.member.payload import AnyPayload, Cache, Identity, Metadata, Primary, Secondary
-from dmsoft.mirror import registry
+from dmsoft.mirror import hung, registry
 from dmsoft.mirror.names import PREFIX
 from dmsoft.mirror.patience import patiently
 from dmsoft.mirror.plan import Placed
@@ -131,8 +132,8 @@ def census(devices: Iterable[BlockDevice] | None = None) -> Census:
     members, broken = [], []
     candidates = [device for device in everything if _candidate(device, by_name)]
     asleep = _asleep(candidates, everything)
-    wanted = [device for device in candidates if device not in asleep]
-    for device, answer in zip(wanted, patiently([partial(_scan, device) for device in wanted]), strict=True):
+    wanted = [device for device in candidates if device not in asleep and not hung.has_thread(hung.disk_of(device))]
+    for device, answer in zip(wanted, _scans(wanted), strict=True):
         scan, err = (None, None) if answer is None else answer
         if isinstance(err, MetadataError | KeyFileError):
             broken.append((device.path, err.message))
@@ -146,6 +147,21 @@ def census(devices: Iterable[BlockDevice] | None = None) -> Census:
         elif scan.is_member:
             broken.append((device.path, "; ".join(copy.reason or copy.status for copy in scan.copies)))
     return Census(tuple(members), tuple(broken), tuple(device.path for device in asleep))
+
+
+def _scans(wanted: list[BlockDevice]) -> list[tuple[Scan | None, BaseException | None] | None]:
+    """None for a disk that does not answer, and for what else is on it."""
+    silent: set[str] = set()
+
+    def scan(device: BlockDevice) -> Scan | None:
+        return None if hung.disk_of(device) in silent else _scan(device)
+
+    def given_up_on(index: int, thread: int) -> None:
+        disk = hung.disk_of(wanted[index])
+        silent.add(disk)
+        hung.note(disk, os.getpid(), thread)
+
+    return patiently([partial(scan, device) for device in wanted], given_up_on=given_up_on)
 
 
 def _asleep(candidates: list[BlockDevice], everything: Iterable[BlockDevice]) -> list[BlockDevice]:

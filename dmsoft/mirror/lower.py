@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from dmsoft.dm import memory
 from dmsoft.dm.device import Device, devices
+from dmsoft.dm.failures import SuspendedError
 from dmsoft.dm.targets import Raid1, Table
 from dmsoft.errors import BusyError, DeviceError, DmsoftError
 from dmsoft.mirror import health
@@ -36,6 +37,16 @@ def is_raid(names: Names) -> bool:
     """Whether the live lower couples anything, suspended or not."""
     lower = device(names.lower)
     return lower.info() is not None and any(line.kind == "raid" for line in lower.table())
+
+
+def require_awake(names: Names) -> None:
+    """Raise `SuspendedError` if the lower stands still. Call it under the kernel lock: nobody alive has it so then."""
+    info = device(names.lower).info()
+    if info is not None and info.suspended:
+        raise SuspendedError(
+            f"All I/O to {names.name} waits, as {names.lower.name} is suspended.",
+            hint=f"Run `dmsoft start {names.name}`: it lets I/O go on.",
+        )
 
 
 def attached_labels(names: Names, labels: Sequence[str]) -> list[str]:
@@ -101,9 +112,10 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
                 raise
         stall = time.monotonic() - start
         guard.disarm()
-    cookie.wait()
     if verdict == "without-primary":
+        guard.owes(cookie)
         raise _primary_dropped(names)
+    cookie.wait()
     if verdict == "not-known":
         raise BusyError(f"The kernel has an I/O error of {names.name} before it.", hint="Try again in a moment.")
     return stall

@@ -90,6 +90,8 @@ def remove(name: str, label: str, *, dry_run: bool = False) -> bool:
             running.require_active()
             with guard_of(running, coupled=True) as guard:
                 attach.detach(running, [label], guard)
+        else:
+            lower.tidy(running.names)  # a raid1 that waits for its turn may hold the leg
         dismantle(leg_nodes(running.names, label))
         with running.writing():
             running.withdraw(running.payload.without_member(label))

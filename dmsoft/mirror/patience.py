@@ -21,9 +21,11 @@ _Answers = queue.SimpleQueue[tuple[T | None, BaseException | None]]
 
 
 def patiently(
-    reads: Sequence[Callable[[], T]], seconds: float = SECONDS
-) -> list[tuple[T | None, BaseException | None] | None]:
-    """What each of ``reads``, made one after the other, returned or raised; None for one that took longer."""
+    reads: Sequence[Callable[[], T]], seconds: float = SECONDS, *,
+    given_up_on: Callable[[int, int], None] = lambda _index, _thread: None,
+) -> list[tuple[T | None, BaseException | None] | None]:  # fmt: skip
+    """What each of ``reads``, made one after the other, returned or raised; None for one that took longer, of which
+    ``given_up_on`` is told the index and the kernel's number of the thread that is at it."""
     results: list[tuple[T | None, BaseException | None] | None] = []
     while len(results) < len(reads):
         answers: _Answers[T] = queue.SimpleQueue()
@@ -36,6 +38,7 @@ def patiently(
                 results.append(answers.get(timeout=seconds))
             except queue.Empty:
                 given_up.set()
+                given_up_on(len(results), thread.native_id or 0)
                 results.append(None)
                 break
         else:

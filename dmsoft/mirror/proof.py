@@ -30,7 +30,7 @@ from dmsoft.mirror.barrier import barrier
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.progress import Planned, Progress
-from dmsoft.mirror.running import Running
+from dmsoft.mirror.running import NoRoomError, Running
 from dmsoft.mirror.witness import suspected
 from dmsoft.resync.copy import CHECKPOINT_SECONDS, CancelledError, Side
 from dmsoft.resync.extents import size_bytes
@@ -147,7 +147,7 @@ class Proof:
                 lost[each.label] = self._compare(each, era)
                 if not lost[each.label]:
                     each.vouch(era, self.running.payload.tracker.id)
-            except (CancelledError, lower.PrimaryDroppedError):
+            except (CancelledError, NoRoomError, lower.PrimaryDroppedError):
                 raise
             except DmsoftError as err:
                 each.error = err
@@ -183,6 +183,7 @@ class Proof:
                 continue
             suspects, _ = suspected(self.running, self.source, each, part, self.cancelled, self.throttle, self.progress)
             lower.require_primary(self.running.names)  # as in a verify
+            self.running.require_tracking()
             written = self._written_since(era) if suspects else part
             found = [block for block in suspects if block not in written]
             if found:

@@ -19,7 +19,7 @@ from dmsoft.member.disk import open_for_read
 from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.header import Header, read, require, write_granted, write_withdrawn
 from dmsoft.member.payload import Primary, Region
-from dmsoft.mirror import loss
+from dmsoft.mirror import loss, lower
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.locate import Assembly
 from dmsoft.mirror.lock import locked
@@ -147,6 +147,7 @@ class Running:
         unplugged that is no question: dm-era would write to it, and where nobody writes nothing is lost.
         """
         with locked(self.names.mirror_uuid, "kernel", timeout=lock_timeout, name=self.names.name):
+            lower.require_awake(self.names)
             if not loss.can_be_asked(self.names):
                 return EraStatus(failed=True)
             (line,) = device(self.names.top).status()

@@ -52,13 +52,14 @@ def tables(name: str) -> list[Wanted]:
     return wanted
 
 
-def start(name: str) -> Started:
-    """Start the mirror: exit is clean when only secondaries are missing. Idempotent.
+def start(name: str, *, timeout: float = 0) -> Started:
+    """Start the mirror: exit is clean when only secondaries are missing. Idempotent. ``timeout``: seconds for which
+    another command may hold it.
 
     Raises for a primary that is missing, in use, not authentic or damaged; nothing stands in the kernel then.
     """
     require_targets(["era", "linear"])
-    with locked(uuid_of(name), "operation", name=name, verb="start"):
+    with locked(uuid_of(name), "operation", timeout=timeout, name=name, verb="start"):
         return started(Running.of(locate.assemble(name)))
 
 

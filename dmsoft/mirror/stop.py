@@ -30,14 +30,16 @@ class Stopped(msgspec.Struct, frozen=True):
     closed: bool = False
 
 
-def stop(name: str) -> Stopped:
-    """Stop the mirror, and close the record of one that others took down. Raises `BusyError` while somebody uses its
-    device, and `PrimaryDroppedError` while its secondaries alone hold the newest data.
+def stop(name: str, *, timeout: float = 0) -> Stopped:
+    """Stop the mirror, and close the record of one that others took down. ``timeout``: seconds for which another
+    command may hold it.
 
-    Else a mirror whose primary is gone is taken down all the same; its metadata is checked like after a crash then.
+    Raises `BusyError` while somebody uses its device, and `PrimaryDroppedError` while its secondaries alone hold the
+    newest data. Else a mirror whose primary is gone is taken down all the same; its metadata is checked like after a
+    crash then.
     """
     uuid = uuid_of(name)
-    with locked(uuid, "operation", name=name, verb="stop"):
+    with locked(uuid, "operation", timeout=timeout, name=name, verb="stop"):
         names = Names(name, uuid)
         active = is_active(names)
         lost = loss.remember(names)

@@ -18,7 +18,7 @@ from dmsoft.mirror.execute import dismantle
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.names import Names
+from dmsoft.mirror.names import Names, Node
 from dmsoft.mirror.plan import leg_nodes
 from dmsoft.mirror.progress import Planned, Progress, Reporter
 from dmsoft.mirror.proof import Proved
@@ -178,9 +178,10 @@ def _open(
     jobs: list[Job] = []
     errors: dict[str, DmsoftError] = {}
     for record in records:
+        made: list[Node] = []
         try:
             if not wanted.dry_run:
-                attach.claim(running, record.label)
+                made = attach.claim(running, record.label)
             opening = job.opened(
                 running, record, era, attach=wanted.couples(record), dry_run=wanted.dry_run, direct=wanted.direct,
                 unattended=wanted.unattended,
@@ -192,6 +193,8 @@ def _open(
         except MetadataError:
             raise
         except DmsoftError as err:
+            with contextlib.suppress(DmsoftError):  # a disk that is refused is left as it was
+                dismantle(made)
             if wanted.labels and len(records) == 1:
                 raise
             errors[record.label] = err

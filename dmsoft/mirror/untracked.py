@@ -25,6 +25,7 @@ from dmsoft.mirror.barrier import DEADLINE_SECONDS, EraLostError
 from dmsoft.mirror.execute import discards_off, dismantle, ensure, require_no_discards
 from dmsoft.mirror.guard import Guard, resume_top
 from dmsoft.mirror.lock import locked
+from dmsoft.mirror.names import Names
 from dmsoft.mirror.plan import base, metadata_place, record, untracked_top
 from dmsoft.mirror.running import NoRoomError, Running, device, is_plain, is_shielded, is_tracked, node_path, write
 
@@ -126,6 +127,7 @@ def _restore(running: Running, guard: Guard, reason: str) -> str | None:
     shielded = is_shielded(running.names)
     parts = running.assembly.primary, running.assembly.metadata
     under, top = record(*parts), base(*parts, shielded=shielded)[-1]
+    _clear_top(running.names)
     with running.writing():
         running.withdraw(tracker.revoked(running.payload, reason, tracked=False))
         canary.clear(running, slot_set)
@@ -193,6 +195,14 @@ def _swap(running: Running, guard: Guard, table: Table) -> None:
         guard.disarm()
     if cookie is not None:
         cookie.wait()
+
+
+def _clear_top(names: Names) -> None:
+    """Take a table out of the top's inactive slot, where one that was killed left it: it holds the record open."""
+    top = device(names.top)
+    with locked(names.mirror_uuid, "kernel", timeout=_LOCK_SECONDS, name=names.name):
+        if top.require().inactive_table:
+            top.clear()
 
 
 def _unless_suspended(top: Device, guard: Guard) -> None:

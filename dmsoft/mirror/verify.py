@@ -18,7 +18,7 @@ from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
 from dmsoft.errors import DeviceError, DmsoftError, NotFoundError
 from dmsoft.member.payload import MemberRecord
-from dmsoft.mirror import alone, job, locate, lower, selection, sync
+from dmsoft.mirror import alone, job, locate, lower, selection, sync, untracked
 from dmsoft.mirror.barrier import barrier
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.job import Job
@@ -130,7 +130,8 @@ def _verify_one(
             found = Round(running, each, source, reader, guard, progress, cancelled, throttle, first)
             deadline = None if wanted.limit is None else start + wanted.limit
             try:
-                found.run(deadline)
+                with untracked.given_up_on_failure(running, guard, "during a verify"):
+                    found.run(deadline)
             except BaseException:
                 with contextlib.suppress(DmsoftError):  # why it could not go on to the end is what matters
                     _noted(running, each, found)
@@ -187,6 +188,7 @@ class Round:
             self.running, self.source, self.job, clean, self.cancelled, self.throttle, self.progress
         )
         lower.require_primary(self.running.names)  # secondaries that go on without it are noted by who has the lock
+        self.running.require_tracking()  # else writes fail, for as long as this has the lock
         self.blocks += clean.count()
         self.bytes += compared
         self.mismatches += self._confirmed(suspects)

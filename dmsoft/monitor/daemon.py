@@ -150,10 +150,13 @@ class Daemon:
     def _heard(self, worker: Worker) -> bool:
         """Take what it says; True once it has said all, or can say no more: call `Worker.result` next."""
         worker.read()
-        if not worker.said_all and not worker.ended():
-            return False
+        if not worker.said_all:
+            if not worker.ended():
+                return False
+            worker.read()  # it may have said it in between
         with contextlib.suppress(KeyError):
             self._selector.unregister(worker.pipe)  # at its end it would be readable for ever
+            worker.hang_up()
         self._ending.append(worker)
         return True
 

@@ -79,7 +79,7 @@ class Plugs:
                 plug = _plug(device.action, dict(device.properties))
                 if plug is not None:
                     found.append(plug)
-        except OSError:
+        except (OSError, ValueError):  # ValueError: of a property that is no text, which a disk can bring about
             return None
         return found
 

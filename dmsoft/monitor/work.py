@@ -4,7 +4,7 @@
 import contextlib
 import threading
 
-from dmsoft.dm.failures import SuspendedError
+from dmsoft.dm.failures import EraOrderError, SuspendedError
 from dmsoft.dm.targets import EraStatus
 from dmsoft.errors import DmsoftError
 from dmsoft.member.payload import Mode
@@ -98,13 +98,18 @@ def _tracking(names: Names) -> Tracking:
             return "ok"
         if not is_tracked(names):
             return "ok" if is_plain(names) else "failed"  # what fails all that comes waits to be mended
-        if not loss.can_be_asked(names):
-            return "failed"
-        with locked(names.mirror_uuid, "kernel", timeout=30, name=names.name):
-            (line,) = device(names.top).status()
-            lost = loss.suspected(names)
+        return _recorded(names) if loss.can_be_asked(names) else "failed"
     except SuspendedError:
         return "suspended"
+    except EraOrderError:  # whoever was about to replace the table was killed
+        return "failed"
+
+
+def _recorded(names: Names) -> Tracking:
+    with locked(names.mirror_uuid, "kernel", timeout=30, name=names.name):
+        lower.require_awake(names)
+        (line,) = device(names.top).status()
+        lost = loss.suspected(names)
     status = EraStatus.parse(line.text)
     if status.failed or lost:
         return "failed"

@@ -74,12 +74,18 @@ class Worker:
             return msgspec.json.decode(answer.value, type=kind)
         return Failure("worker", f"The process at work ended without an answer{self._how()}.")
 
+    def hang_up(self) -> None:
+        """It has said what it will; its end may be a long way off."""
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
+
     def reap(self) -> None:
         """Let the kernel forget it. Call it once, when it has ended."""
         with contextlib.suppress(ChildProcessError):
             os.waitpid(self.pid, 0)
         os.close(self.pidfd)
-        os.close(self.pipe)
+        self.hang_up()
 
     def _how(self) -> str:
         """What is known of the end of one that has ended, without reaping it."""

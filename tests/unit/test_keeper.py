@@ -173,6 +173,18 @@ def test_a_disk_that_is_not_ready_is_looked_at_again() -> None:
     assert 3 < [action.kind for action in world.started].count("look") < 12
 
 
+def test_a_disk_that_answers_again_without_a_word_is_found() -> None:
+    """A link that was down: no uevent tells that it is back."""
+    world = World(secondary(state="stale", lag=INTERVAL))
+    world.seen = facts(secondary(state="failed", here=None, lag=INTERVAL))
+    world.finish(CaughtUp((Part("one", "full", error="It is not here."),), 1.0, 0.0), "catch-up")
+    assert world.until(86400) is None
+    looks = [action.kind for action in world.started].count("look")
+    assert 86400 / keepers.LONGEST_BACKOFF - 2 < looks < 86400 / keepers.LONGEST_BACKOFF + 20
+    world.seen = facts(secondary(state="stale", lag=INTERVAL, here="8:0 1"))
+    assert world.until(keepers.LONGEST_BACKOFF) == Action("catch-up", ("one",))
+
+
 @pytest.mark.parametrize("state", ["diverged", "failed", "missing", "away"])
 def test_what_cannot_be_caught_up_is_left_to_people(state: str) -> None:
     world = World(secondary(state=state, lag=1e6, here="8:0 1" if state in ("diverged", "failed") else None))

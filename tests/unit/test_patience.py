@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One that hangs costs its share of patience, and keeps nobody from the others."""
 
+import os
 import threading
 import time
 
+from dmsoft.mirror import hung
 from dmsoft.mirror.patience import patiently
 
 
@@ -25,7 +27,11 @@ def test_those_that_hang_are_left_behind() -> None:
     forever, over = threading.Event(), []
     reads = [lambda: 0, lambda: int(forever.wait(30)), lambda: 2, lambda: int(forever.wait(30)), lambda: 4]
     start = time.monotonic()
-    found = patiently([*reads, lambda: over.append(1) or 5], 0.1)
+    told = list[tuple[int, int]]()
+    found = patiently(
+        [*reads, lambda: over.append(1) or 5], 0.1, given_up_on=lambda index, thread: told.append((index, thread))
+    )
+    assert [index for index, _ in told] == [1, 3] and all(hung._start(os.getpid(), thread) for _, thread in told)
     assert time.monotonic() - start < 20
     assert found == [(0, None), None, (2, None), None, (4, None), (5, None)]
     # One that answers after all does not go on with what others have done.

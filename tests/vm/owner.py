@@ -9,7 +9,7 @@ from tests.vm.rig import NAME
 # It says on standard output that it is there.
 _PROGRAM = """
 import sys, time
-from dmsoft.mirror import barrier, locate
+from dmsoft.mirror import barrier, guard as guards, locate
 from dmsoft.mirror.execute import device
 from dmsoft.mirror.running import Running, guard_of
 
@@ -18,7 +18,12 @@ def here():
     time.sleep(600)
 
 running = Running.of(locate.assemble(sys.argv[2]))
+guards._SILENT_SECONDS = 2.0
 with guard_of(running, coupled=True) as guard:
+    if sys.argv[1] == "silent":
+        guard.arm()
+        device(running.names.top).suspend(lockfs=False)
+        here()
     if sys.argv[1] == "lower":
         guard.arm()
         device(running.names.lower).suspend(lockfs=False)
@@ -33,7 +38,8 @@ with guard_of(running, coupled=True) as guard:
 
 
 def start(what: str, deadline: float) -> subprocess.Popen[str]:
-    """Returns when the ``top``, the ``lower`` or ``both`` are suspended, for as many seconds at most."""
+    """Returns when the ``top``, the ``lower`` or ``both`` are suspended, for as many seconds at most; ``silent``: the
+    top, and nobody tells the guard for how long."""
     process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, what, NAME, str(deadline)], stdout=subprocess.PIPE, text=True
     )

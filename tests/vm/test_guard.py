@@ -3,11 +3,15 @@
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from dmsoft.mirror.names import Names
+from dmsoft.monitor import work
+from dmsoft.monitor.facts import Action, Pulse
 from dmsoft.units import MIB
 from tests.vm.owner import start
 from tests.vm.rig import NAME, Rig, ok, ours, refused, suspended, table, wait_until
@@ -36,20 +40,38 @@ def test_a_killed_owner_leaves_nothing_suspended(rig: Rig, what: str) -> None:
     rig.equal()
 
 
-def test_start_resumes_what_owner_and_guard_left(rig: Rig) -> None:
+@pytest.mark.parametrize("what", ["lower", "both"])
+def test_start_resumes_what_owner_and_guard_left(rig: Rig, what: str) -> None:
     """Both are dead. Nothing asks the suspended top anything, which would hang for good."""
     small(rig)
-    process = start("both", 600)
+    process = start(what, 600)
     (guard,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[:1]
     os.kill(int(guard), signal.SIGKILL)
     process.kill()
     process.wait()
-    assert sorted(suspended()) == [NAME, f"{NAME}-lower"]
+    assert sorted(suspended()) == [*([NAME] if what == "both" else []), f"{NAME}-lower"]
+    names = Names(NAME, rig.primary_header().mirror_uuid)
+    assert work.do(Action("pulse"), names, threading.Event()) == Pulse("suspended")
     assert [alert["code"] for alert in rig.status(code=9)["alerts"]] == ["left-suspended"]
     assert "suspended" in refused(10, "resync", NAME)
     assert ok("start", NAME, "--json").json["already"] is True
     assert not suspended() and rig.status()["alerts"] == []
     rig.write(3)
+    rig.resync()
+    rig.equal()
+
+
+def test_an_owner_that_says_nothing_of_its_suspend_is_overtaken(rig: Rig) -> None:
+    """As one that was killed in it, while a thread of it that a disk keeps in the kernel holds its files open."""
+    small(rig)
+    process = start("silent", 600)
+    try:
+        assert suspended() == [NAME]
+        wait_until("nothing is suspended", lambda: not suspended(), seconds=30)
+        rig.write(3)
+    finally:
+        process.kill()
+        process.wait()
     rig.resync()
     rig.equal()
 

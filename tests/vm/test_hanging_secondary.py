@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from dmsoft.mirror import patience
+from dmsoft.inventory.sysfs import BlockDevice
+from dmsoft.member.header import Scan
+from dmsoft.mirror import locate, patience
 from dmsoft.mirror.plan import MAX_WRITE_BEHIND
 from dmsoft.units import KIB, MIB
 from tests.vm.faulty import mirror
@@ -73,6 +75,15 @@ def test_in_the_middle_of_a_resync(rig: Rig, tmp_path: Path, monkeypatch: pytest
         view = dmsoft("status", NAME, "--json").json["mirrors"][0]
         print(f"status took {time.monotonic() - looking:.1f} s: {view['secondaries'][0]['state']}, {view['run']}")
         assert view["active"]
+        asked, scan = list[str](), locate._scan
+
+        def watched(device: BlockDevice) -> Scan:
+            asked.append(device.path)
+            return scan(device)
+
+        monkeypatch.setattr(locate, "_scan", watched)
+        assert dmsoft("status", NAME, "--json").json["mirrors"][0]["secondaries"] == view["secondaries"]
+        assert str(rig.disks["small0"].resolve()) in asked and str(Path(rig.secondaries["one"]).resolve()) not in asked
         process.send_signal(signal.SIGKILL)
         time.sleep(1)
         again = dmsoft("resync", NAME, "two")
