@@ -30,13 +30,12 @@ def note(disk: str, pid: int, tid: int) -> None:
 
 def has_thread(disk: str) -> bool:
     """Whether the disk of that name still keeps the read of somebody who has given up."""
-    try:
+    with contextlib.suppress(OSError, ValueError):
         pid, tid, start = read_small(_path(disk)).decode("ascii").split()
         if _start(int(pid), int(tid)) == start:
             return True
+    with contextlib.suppress(OSError):
         _path(disk).unlink()
-    except (OSError, ValueError):
-        pass
     return False
 
 
