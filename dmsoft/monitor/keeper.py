@@ -246,8 +246,7 @@ class Keeper:
             self._alarms.note(f"copy {label}", None)
         for label, each in fresh.items():
             self._saw(each, busy=label in busy, began=began, now=now)
-        if any(each.state == "failed" and each.here is None for each in facts.secondaries):
-            # It may have just been plugged in; or its link comes back, of which nothing tells.
+        if any(each.state == "failed" and each.here is None for each in facts.secondaries):  # nothing tells of its link
             soon = began < self._plugged_at + RELOOK_FOR_SECONDS
             self._look_at = min(self._look_at, now + (RELOOK_SECONDS if soon else LONGEST_BACKOFF))
         self._alarms.seen = facts.alerts

@@ -57,7 +57,7 @@ class Job:
         pytest += ["-m", self.marks, *self.paths, *extra]
         if self.kernel is None:
             return pytest
-        vm = [sys.executable, "-m", "tests.harness", "--kernel", self.kernel, "--memory", "1536"]
+        vm = [sys.executable, "-m", "tests.harness", "--kernel", self.kernel, "--memory", "2048"]
         vm += ["--timeout", str(timeout)]
         for serial, size in DISKS.items():
             vm += ["--disk", f"{size}:{serial}"]

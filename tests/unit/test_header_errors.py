@@ -98,12 +98,14 @@ def test_another_member_is_never_overwritten() -> None:
     assert disk.medium == before
 
 
-def test_a_payload_that_is_too_long_changes_nothing() -> None:
+@pytest.mark.parametrize(("padding", "why"), [(65, "of length <= 64"), (64, "is the most")])
+def test_a_payload_that_is_too_long_changes_nothing(padding: int, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = member(1)
     before = bytes(disk.medium)
-    huge = secondary(2, padding=2000)
+    huge = secondary(2, padding=padding)
+    monkeypatch.setattr(prefix, "MAX_PAYLOAD_BYTES", 64 * 200)
     for write in (header.write_granted, header.write_withdrawn, header.write_first):
-        with pytest.raises(MetadataError, match="is the most"):
+        with pytest.raises(MetadataError, match=why):
             write(disk, huge, KEY)
     assert disk.medium == before
 

@@ -66,6 +66,7 @@ class Attached(Machine):
         running = SimpleNamespace(
             names=None, payload=self.top, block_bytes=BLOCK, data=SimpleNamespace(length=DATA),
             await_room=self.wait_for_room, flush_primary=self.flush_primary,
+            require_tracking=lambda: None,
         )  # fmt: skip
         progress = SimpleNamespace(phase=lambda *_: None, advance=self.load)
         throttle = Throttle(Limit("max"), lambda: Counters(0, 0.0, 0), threading.Event())

@@ -43,7 +43,7 @@ def test_whatever_is_typed(rig: Rig, seed: int) -> None:
 
     anew()
     deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline or min(ends[0], ends[2]) <= 10:
         line = command_line(chance, words, chance.choice([0.0, 0.0, 0.2, 0.7]), meant)
         if {"doctor", "devices"} & set(line) and chance.random() < 0.9:
             continue  # seconds each
@@ -63,4 +63,3 @@ def test_whatever_is_typed(rig: Rig, seed: int) -> None:
         if ends.total() % 20 == 0 and NAME not in ours():
             anew()
     print(f"seed {seed}: {ends.total()} commands, by status: {dict(ends)}")
-    assert ends[0] > 10 and ends[2] > 10
