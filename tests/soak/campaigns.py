@@ -30,7 +30,7 @@ class Campaign:
 
 # Where the same is done with more numbers, or for longer.
 _LONG = (
-    *(f"tests/vm/test_{name}.py" for name in ("eject", "era_live", "space", "trust")),
+    *(f"tests/vm/test_{name}.py" for name in ("eject", "era_live", "faulty_secondary", "space", "trust")),
     *(f"tests/crash/test_{name}.py" for name in ("era_crash", "power_cuts")),
 )
 CAMPAIGNS = (

@@ -15,9 +15,10 @@ import msgspec
 import pytest
 
 from dmsoft.errors import BusyError
-from dmsoft.mirror import bulletin, promise
+from dmsoft.mirror import bulletin, loss, promise
 from dmsoft.mirror.bulletin import Bulletin, Held, Said
 from dmsoft.monitor import hooks, sources
+from dmsoft.monitor.daemon import Daemon
 from dmsoft.monitor.events import EVENTS, Event
 from dmsoft.monitor.facts import Failure, Pulse
 from dmsoft.monitor.notify import Notifier
@@ -279,3 +280,13 @@ def test_what_the_daemon_held_counts_only_with_its_token() -> None:
 def test_which_events_of_disks_are_ours(action: str, said: dict[str, str], wanted: sources.Plug | None) -> None:
     everything = {"MAJOR": "8", "MINOR": "0", **said}
     assert sources._plug(action, {name: value for name, value in everything.items() if value}) == wanted
+
+
+def test_what_a_record_forgot_is_kept_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a shutdown others may take down the devices that know it before `stop` is run."""
+    kept: list[str] = []
+    monkeypatch.setattr(loss, "remember_all", lambda: kept.append("all"))
+    monkeypatch.setattr(bulletin, "withdraw", lambda: kept.append("withdrawn"))
+    monkeypatch.setattr(os, "write", lambda _fd, data: len(data))
+    Daemon(Notifier(""))._stop()
+    assert kept == ["all", "withdrawn"]

@@ -79,3 +79,12 @@ def test_a_campaign_that_fails_ends_the_soak_and_leaves_what_it_said(
     (log,) = tmp_path.iterdir()
     assert log.name == "bad-7.log" and log.read_text()
     assert str(log) in capsys.readouterr().err
+
+
+def test_what_takes_long_is_in_a_campaign() -> None:
+    root = Path(__file__).parents[2]
+    files = [path for folder in ("tests/vm", "tests/crash") for path in (root / folder).glob("test_*.py")]
+    long = {str(path.relative_to(root)) for path in files if "pytest.mark.long" in path.read_text()}
+    # The module of a campaign does what these tests do for a while.
+    done = {word.partition("::")[0] for campaign in campaigns.CAMPAIGNS for word in campaign.words}
+    assert len(long) > 5 and long - done == {"tests/crash/test_soak.py"}

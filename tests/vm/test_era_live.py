@@ -104,7 +104,7 @@ def test_a_table_loaded_before_the_suspend_loses_marks(bed: LoopBed) -> None:
 def test_no_limit_makes_discards_safe(bed: LoopBed) -> None:
     """Why there is no option for them: cut to single blocks, a discard across a border still marks one side alone."""
     if not bed.takes_discards():
-        return
+        pytest.skip("no discard reaches dm-era on this kernel's loop devices")
     limit = Path(f"/sys/dev/block/{bed.device.number}/queue/discard_max_bytes")
     limit.write_text(str(bed.block_bytes))
     border, page = 8 * bed.block_bytes, 4096
@@ -129,14 +129,20 @@ def test_live_reads_under_load(bed: LoopBed, seed: int) -> None:
     pause = threading.Lock()
     rng = random.Random(seed)
 
+    failed: list[OSError] = []
+
     def write() -> None:
         descriptor = os.open(bed.device.path, os.O_RDWR | os.O_DSYNC)
-        while not stop.is_set():
-            with pause:
-                block = rng.randrange(blocks)
-                os.pwrite(descriptor, b"x" * 512, block * bed.block_bytes)
-                done[block] = True
-        os.close(descriptor)
+        try:
+            while not stop.is_set():
+                with pause:
+                    block = rng.randrange(blocks)
+                    os.pwrite(descriptor, b"x" * 512, block * bed.block_bytes)
+                    done[block] = True
+        except OSError as err:
+            failed.append(err)
+        finally:
+            os.close(descriptor)
 
     writer = threading.Thread(target=write)
     writer.start()
@@ -163,4 +169,4 @@ def test_live_reads_under_load(bed: LoopBed, seed: int) -> None:
         stop.set()
         writer.join()
     print(f"{reads} readings, {busy} given up, {era} eras")
-    assert reads == READINGS
+    assert reads == READINGS and not failed

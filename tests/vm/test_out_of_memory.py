@@ -89,7 +89,7 @@ def test_a_command_that_gets_no_more_memory(rig: Rig, at_suspend: bool, amounts:
         code, said = limited(more * MIB, at_suspend, "resync", NAME)
         codes.append(code)
         print(more, code, said, flush=True)
-        assert 0 <= code < 99, said
+        assert code in (0, 1, 6), said
         wait_until("nothing is suspended", lambda: not suspended())
         if code:
             assert "Error: " in said and "Hint: " in said, said

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What must not make the primary wait: a secondary's backlog or hang, and devices that are none of ours."""
 
+import itertools
 import mmap
 import os
 import threading
@@ -17,24 +18,27 @@ MODE = ("--mode", "write-behind")
 
 class Apart(threading.Thread):
     """Writes 4 KiB to one MiB after the other until it is stopped, as md lets writes that touch wait for each other;
-    ``longest`` in seconds."""
+    ``longest`` in seconds. None may fail."""
 
     def __init__(self, rig: Rig) -> None:
         super().__init__()
         self._rig, self._end, self.longest = rig, threading.Event(), 0.0
+        self._error: OSError | None = None
 
     def run(self) -> None:
         fd = os.open(self._rig.top, os.O_WRONLY | os.O_DIRECT)
-        blocks = os.lseek(fd, 0, os.SEEK_END) // MIB
-        for block in range(blocks):
-            with mmap.mmap(-1, 4 * KIB) as buffer:
-                buffer[:] = os.urandom(4 * KIB)
-                start = time.monotonic()
-                os.pwritev(fd, [buffer], block * MIB)
-                self.longest = max(self.longest, time.monotonic() - start)
-            if self._end.wait(0.1):
-                break
-        os.close(fd)
+        blocks = itertools.cycle(range(os.lseek(fd, 0, os.SEEK_END) // MIB))
+        try:
+            while not self._end.wait(0.1):
+                with mmap.mmap(-1, 4 * KIB) as buffer:
+                    buffer[:] = os.urandom(4 * KIB)
+                    start = time.monotonic()
+                    os.pwritev(fd, [buffer], next(blocks) * MIB)
+                    self.longest = max(self.longest, time.monotonic() - start)
+        except OSError as err:
+            self._error = err
+        finally:
+            os.close(fd)
 
     def __enter__(self) -> Self:
         self.start()
@@ -44,6 +48,7 @@ class Apart(threading.Thread):
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self.join()
+        assert self._error is None, self._error
 
 
 def test_a_delay_leg_lets_go_when_it_is_uncoupled(rig: Rig) -> None:
