@@ -67,7 +67,7 @@ def renew(running: Running, guard: Guard) -> float:
     ones go on being sent in order, which a mere suspend and resume of the old one would end.
 
     Returns how long I/O waited, in seconds. Only inside `Running.writing`. Raises `BacklogError`,
-    `PrimaryDroppedError`, `DeviceError`, and `BusyError` while two old ones are still being taken down.
+    `PrimaryDroppedError`, `SecondaryDroppedError`, `DeviceError`, and `BusyError` while two old ones are still being taken down.
     """
     names = running.names
     labels = lower.attached_labels(names, [record.label for record in running.payload.members])
@@ -83,7 +83,7 @@ def renew(running: Running, guard: Guard) -> float:
         lower.tidy(names)
     if not lower.is_raid(names):
         raise DeviceError(
-            f"The secondaries of {names.name} had to be uncoupled: writes behind failed, or did not end in time.",
+            f"The secondaries of {names.name} had to be uncoupled: writes behind did not end in time.",
             hint="Run the command again: it catches them up and couples them again.",
         )
     return stall

@@ -33,6 +33,16 @@ class PrimaryDroppedError(DeviceError):
     code = "primary-dropped"
 
 
+class SecondaryDroppedError(DeviceError):
+    """A secondary failed a write just as the raid1 was to be replaced, so all of them were uncoupled.
+
+    A new raid1 would take it for whole. Run `dmsoft resync`: it catches them up and couples them again. Look at the
+    health of their disks.
+    """
+
+    code = "secondary-dropped"
+
+
 def is_raid(names: Names) -> bool:
     """Whether the live lower couples anything, suspended or not."""
     lower = device(names.lower)
@@ -70,7 +80,8 @@ def detach(names: Names, guard: Guard) -> None:
     Should this process die or hang in between, the guard does the rest. Raises `PrimaryDroppedError`, and the raid1
     stays.
     """
-    swap(names, guard, guard.fallback)
+    with contextlib.suppress(SecondaryDroppedError):
+        swap(names, guard, guard.fallback)
     tidy(names)
 
 
@@ -79,8 +90,8 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
     under way has ended. Returns how long that was, in seconds. Raises `PrimaryDroppedError`, and `BusyError` while md
     has an error of some leg before it: the raid1 stays.
 
-    If this took too long, the guard has put the plain linear table there instead, and so has this function if md has
-    dropped a secondary just now, which a new raid1 would take for whole: look which one it is.
+    If this took too long, the guard has put the plain linear table there instead: look which one it is. So has this
+    function when it raises `SecondaryDroppedError`.
     """
     target = device(names.lower)
     kernel = locked(names.mirror_uuid, "kernel", timeout=_SWAP_SECONDS, name=names.name)
@@ -116,6 +127,11 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
         guard.owes(cookie)
         raise _primary_dropped(names)
     cookie.wait()
+    if verdict == "without-secondary":
+        raise SecondaryDroppedError(
+            f"A secondary of {names.name} failed a write just now, so they were uncoupled.",
+            hint="Run the command again: it catches them up and couples them again.",
+        )
     if verdict == "not-known":
         raise BusyError(f"The kernel has an I/O error of {names.name} before it.", hint="Try again in a moment.")
     return stall

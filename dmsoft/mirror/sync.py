@@ -150,6 +150,9 @@ def _prove(
         proven = proof.prove(running, attached, guard, progress, cancelled, wanted.rate)
     except (CancelledError, MetadataError, lower.PrimaryDroppedError):
         raise
+    except lower.SecondaryDroppedError as err:
+        progress.note(f"{err.message} They are caught up and coupled again; look at the health of their disks.")
+        return Proved.nothing(), {}
     except DmsoftError as err:
         if len(records) == len(attached):
             raise
