@@ -66,8 +66,8 @@ def renew(running: Running, guard: Guard) -> float:
     """Put a new raid1 with the same legs in place of the one that runs: every write behind has ended by then, and later
     ones go on being sent in order, which a mere suspend and resume of the old one would end.
 
-    Returns how long I/O waited, in seconds. Only inside `Running.writing`. Raises `BacklogError`,
-    `PrimaryDroppedError`, `SecondaryDroppedError`, `DeviceError`, and `BusyError` while two old ones are still being taken down.
+    Returns how long I/O waited, in seconds. Only inside `Running.writing`. Raises `BacklogError`, `DeviceError`,
+    `PrimaryDroppedError`, `SecondaryDroppedError`, and `BusyError` while two old ones are still being taken down.
     """
     names = running.names
     labels = lower.attached_labels(names, [record.label for record in running.payload.members])
