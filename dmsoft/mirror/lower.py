@@ -34,7 +34,7 @@ class PrimaryDroppedError(DeviceError):
 
 
 class SecondaryDroppedError(DeviceError):
-    """A secondary failed a write just as the raid1 was to be replaced, so all of them were uncoupled.
+    """A secondary failed a write just as the raid1 was to be replaced, so all were uncoupled.
 
     A new raid1 would take it for whole. Run `dmsoft resync`: it catches them up and couples them again. Look at the
     health of their disks.
@@ -123,10 +123,15 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
                 raise
         stall = time.monotonic() - start
         guard.disarm()
+    guard.owes(cookie)
+    _require_whole(names, verdict)
+    guard.settle()
+    return stall
+
+
+def _require_whole(names: Names, verdict: health.Verdict) -> None:
     if verdict == "without-primary":
-        guard.owes(cookie)
         raise _primary_dropped(names)
-    cookie.wait()
     if verdict == "without-secondary":
         raise SecondaryDroppedError(
             f"A secondary of {names.name} failed a write just now, so they were uncoupled.",
@@ -134,7 +139,6 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
         )
     if verdict == "not-known":
         raise BusyError(f"The kernel has an I/O error of {names.name} before it.", hint="Try again in a moment.")
-    return stall
 
 
 def _judged(target: Device, guard: Guard, verdict: health.Verdict | None) -> None:
