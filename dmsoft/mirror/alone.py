@@ -54,7 +54,7 @@ def marking(names: Names, *, dry_run: bool = False) -> Iterator[None]:
             said = f"{err.message} Not all of their headers say so yet: {why.message}"
             raise PrimaryDroppedError(said, hint=err.hint) from why
         raise
-    except DmsoftError as err:
+    except (DmsoftError, OSError) as err:
         try:
             lower.require_primary(names)  # whatever failed may have failed of that
         except PrimaryDroppedError as dropped:

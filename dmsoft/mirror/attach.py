@@ -23,7 +23,7 @@ from dmsoft.mirror.execute import device, dismantle, ensure
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.names import SLOTS_PER_SET, Node
 from dmsoft.mirror.plan import Placed, leg, leg_nodes, raid
-from dmsoft.mirror.running import Running, flush, node_path
+from dmsoft.mirror.running import Running, node_path, write
 from dmsoft.units import SECTOR
 
 # Superblock and the head of the bitmap: md takes the leg as new, and writes the rest itself.
@@ -173,8 +173,7 @@ def _zero_slots(running: Running, slot_set: int, legs: int) -> None:
     first = slot_set * SLOTS_PER_SET
     disk = running.primary
     for index in range(first, first + legs):
-        disk.pwrite(bytes(_SLOT_HEAD_BYTES), slot(running.payload, index).offset)
-    flush(disk, "The primary")
+        write(disk, bytes(_SLOT_HEAD_BYTES), slot(running.payload, index).offset, "The primary")
 
 
 def _reset_cache(running: Running, cache: Placed[Cache]) -> None:
@@ -186,8 +185,7 @@ def _reset_cache(running: Running, cache: Placed[Cache]) -> None:
         member_uuid=payload.member_uuid,
         own_uuid_prefix=running.names.prefix,
     ) as disk:
-        disk.pwrite(bytes(_CACHE_HEAD_BYTES), payload.regions["data"].offset)
-        flush(disk, "The cache device")
+        write(disk, bytes(_CACHE_HEAD_BYTES), payload.regions["data"].offset, "The cache device")
 
 
 def _check_block_size(number: str, block_bytes: int, label: str, *, coupled: bool) -> None:

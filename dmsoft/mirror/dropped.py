@@ -8,7 +8,6 @@ which md notes a failed leg before it acknowledges the next write. (With the pri
 keeps it from being copied over the newer one.
 """
 
-import contextlib
 import os
 
 from dmsoft.dm.raid1 import Superblock
@@ -37,8 +36,11 @@ def notice(running: Running) -> bool:
             # They know the generation that is left out here, and the primary does not any more: diverged.
             running.withdraw(payload.replace(generation=(*payload.generation[:-1], new_uuid())))
         for index in range(SLOTS):
-            with contextlib.suppress(DeviceError):  # the next attach meets that again, and needs it
+            try:
                 write(running.primary, bytes(_HEAD_BYTES), slot(payload, index).offset, "The primary")
+            except DeviceError:  # the next attach meets that again, and needs it
+                if _says_dropped(_superblock(running.primary, slot(payload, index).offset)):
+                    raise  # or each start would part the histories anew
     return dropped
 
 
@@ -58,7 +60,11 @@ def says_dropped(disk: Disk, payload: Primary) -> bool:
     be read says nothing, and keeps no other from saying it.
     """
     found = (_superblock(disk, slot(payload, index).offset) for index in range(SLOTS))
-    return any(each.lacks(each.legs - 1) for each in found if each is not None)
+    return any(map(_says_dropped, found))
+
+
+def _says_dropped(found: Superblock | None) -> bool:
+    return found is not None and found.lacks(found.legs - 1)
 
 
 def _superblock(disk: Disk, offset: int) -> Superblock | None:

@@ -328,9 +328,7 @@ class Rescue:
         if _is_suspended(self.lower):
             with contextlib.suppress(DmsoftError, ValueError):
                 without = self._goes_without_primary()
-                if without is False:
-                    self.lower.load(self.fallback)
-                else:
+                if without is not False or not self._falls_back(at_any_cost=at_any_cost):
                     self.lower.clear()
                 if without:
                     with contextlib.suppress(DmsoftError):
@@ -342,6 +340,17 @@ class Rescue:
         if _is_suspended(self.top):
             with contextlib.suppress(DmsoftError):
                 resume_top(self.top, self.way_out, at_any_cost=at_any_cost)
+
+    def _falls_back(self, *, at_any_cost: bool) -> bool:
+        """Whether the linear table is loaded. That it cannot be is an error, unless ``at_any_cost``: the primary's disk
+        is gone, and md goes on, and fails."""
+        try:
+            self.lower.load(self.fallback)
+        except DmsoftError:
+            if not at_any_cost:
+                raise
+            return False
+        return True
 
     def _goes_without_primary(self) -> bool | None:
         """None if it cannot be asked."""

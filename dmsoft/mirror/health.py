@@ -36,15 +36,17 @@ def goes_without_primary(lower: Device, *, asleep: bool = False) -> bool:
 def verdict(lower: Device) -> Verdict:
     """Of a suspended lower, whether what is in it writes the primary, and every secondary. Raises as `raid_status`.
 
-    Of a raid1 with an error before it that md did not deal with, each leg seems not to be in sync as long as it is
-    suspended (rs_get_progress in drivers/md/dm-raid.c). So it is asked for a while.
+    Of a raid1 with an error before it that md did not deal with, each leg that it has not dropped seems not to be in
+    sync as long as it is suspended (rs_get_progress in drivers/md/dm-raid.c). So it is asked for a while, unless the
+    primary is the only one left, which md does not drop.
     """
     deadline = time.monotonic() + _ASK_SECONDS
     while True:
         status = raid_status(lower, asleep=True)
         if status is not None and _lacks_primary(status):
             return "without-primary"
-        if status is None or set(status.health) != {"a"}:
+        left = "" if status is None else status.health.replace("D", "")
+        if status is None or set(left) != {"a"} or len(left) == 1:
             return "whole" if status is None or "D" not in status.health else "without-secondary"
         if time.monotonic() >= deadline:
             return "not-known"

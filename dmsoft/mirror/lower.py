@@ -114,7 +114,7 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
         try:
             verdict = health.verdict(target)
         finally:
-            _judged(target, guard, verdict)
+            verdict = _judged(target, guard, verdict)
             try:
                 cookie = resume_watched(guard.helper, target)
             except DmsoftError as err:
@@ -141,15 +141,20 @@ def _require_whole(names: Names, verdict: health.Verdict) -> None:
         raise BusyError(f"The kernel has an I/O error of {names.name} before it.", hint="Try again in a moment.")
 
 
-def _judged(target: Device, guard: Guard, verdict: health.Verdict | None) -> None:
-    """What a suspended lower is to be resumed with, if anything failed by a write that was under way just now."""
+def _judged(target: Device, guard: Guard, verdict: health.Verdict | None) -> health.Verdict:
+    """Have ready what a suspended lower is to be resumed with, if anything failed by a write that was under way just
+    now. Returns the verdict that this comes to."""
     if verdict == "without-secondary":  # a new raid1 would take it for whole
-        target.load(guard.fallback)
-    elif verdict != "whole":  # the raid1 goes on, as only it has that
+        try:
+            target.load(guard.fallback)
+        except DmsoftError:  # the primary's disk is gone as well
+            verdict = "not-known"
+    if verdict not in ("whole", "without-secondary"):  # the raid1 goes on, as only it has that
         target.clear()
     if verdict == "without-primary":
         with contextlib.suppress(DmsoftError):
             guard.owes(health.hold_out_primary(target))
+    return verdict or "not-known"
 
 
 def leg_labels(names: Names) -> list[str]:

@@ -76,7 +76,7 @@ def free_label(name: str) -> str:
 def remove(name: str, label: str, *, dry_run: bool = False) -> bool:
     """Take a secondary out of the mirror; returns whether its header could be wiped (its disk is here)."""
     uuid = uuid_of(name)
-    with locked(uuid, "operation", name=name, verb="remove"), alone.marking(Names(name, uuid)):
+    with locked(uuid, "operation", name=name, verb="remove"), alone.marking(Names(name, uuid), dry_run=dry_run):
         running = Running.of(locate.assemble(name))
         running.require_undoubted()
         record = running.payload.member(label)

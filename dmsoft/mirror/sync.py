@@ -115,9 +115,13 @@ def resynced(
         if not wanted.dry_run:
             guard = stack.enter_context(guard_of(running, coupled=any(r.mode == "write-behind" for r in records)))
             stack.enter_context(untracked.given_up_on_failure(running, guard))
+            before = selection.with_coupled(running, records)
             proven, errors = _prove(running, records, guard, progress, cancelled, wanted)
             done = {each.label for each in proven.jobs} | set(errors)
-            records = selection.with_coupled(running, [record for record in records if record.label not in done])
+            if done:
+                records = selection.with_coupled(running, [record for record in records if record.label not in done])
+            else:  # who was coupled until now, whatever came of it
+                records = before
             proven = proven.without([record.label for record in records])
             coupled = [record.label for record in records if record.mode == "write-behind"]
             if coupled and not selection.all_parted(running, coupled):  # else both sides would go apart for nothing

@@ -214,8 +214,13 @@ class Round:
         ours, theirs = self._buffers
         for offset in range(start, end, REQUEST_BYTES):
             size = min(REQUEST_BYTES, end - offset)
-            read_all(self.source, ours[:size], offset)
-            read_all(self.job.side, theirs[:size], offset)
+            try:
+                read_all(self.source, ours[:size], offset)
+                read_all(self.job.side, theirs[:size], offset)
+            except OSError as err:
+                raise DeviceError(
+                    f"The primary or {self.job.label} failed: {err.strerror}.", hint="Look at the health of the disks."
+                ) from err
             if ours[:size] != theirs[:size]:
                 return True
         return False

@@ -48,7 +48,7 @@ def recover(
         journal = Journal.of(record, disk, payload.regions["journal"], payload.regions["data"], key)
         apply(journal, cancelled=cancelled, on_progress=on_progress)
     except JournalDamagedError as err:
-        token = payload.sync.token if record is None else record.sync.token
+        token = None if record is None else record.sync.token
         return withdraw_damaged(disk, payload, key, err, token)
     except OSError as err:
         raise DeviceError(
@@ -72,8 +72,15 @@ def withdraw_damaged(
 ) -> Header:
     """Both copies of the header say that the disk may be a mix, and doubtful if it did not say itself what it lost.
 
-    ``token`` is that of the run whose journal it is: a primary put back from an image of before that run lacks the
-    marks of what was applied, and must not know it."""
+    ``token`` is that of the run whose journal it is, None if nobody can tell: a primary put back from an image of
+    before that run lacks the marks of what was applied, and must not know it. A disk in doubt keeps its own, so that
+    nobody but a person has it copied onto."""
     doubt = err.message[:200] if err.doubtful else payload.sync.doubt
-    sync = payload.sync.replace(token=token, consistent=False, consistent_as_of=None, doubt=doubt, partial=None)
+    sync = payload.sync.replace(
+        token=payload.sync.token if err.doubtful else token,
+        consistent=False,
+        consistent_as_of=None,
+        doubt=doubt,
+        partial=None,
+    )
     return headers.write_withdrawn(disk, payload.replace(sync=sync), key)

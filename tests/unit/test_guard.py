@@ -169,6 +169,15 @@ def test_a_hung_caller_gets_its_top_back_though_the_first_try_failed() -> None:
         assert lines == ["load lower failed", "resume top failed", *IN_ORDER]
 
 
+def test_a_lower_that_never_gets_its_linear_table_is_resumed_as_it_was() -> None:
+    """The primary's disk is gone; whoever waits gets an error."""
+    with keeping(BOTH, lower={"load": 1000}, raid="raid1 2 DA 8/8 frozen 0 0 -") as process:
+        tell(process, "arm\n")
+        done, said = end(process)
+        assert done[-3:] == ["load lower failed", "clear lower", "resume lower"] and said == b"tripped\n"
+        assert "resume top" in done
+
+
 @pytest.mark.parametrize("health", ["AD", "DAD", "Aa"])
 def test_a_raid1_that_has_left_the_primary_out_stays(health: str) -> None:
     """The plain linear table would bring the primary's older copy back."""

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from dmsoft.dm.device import TargetLine
+from dmsoft.errors import DeviceError
 from dmsoft.mirror import health
+from dmsoft.mirror import lower as lowers
 from dmsoft.units import Sectors
 
 
@@ -38,6 +40,9 @@ def lower(*letters: str) -> Any:
         (("aa",), "not-known"),
         (("aa", "aa", "AD"), "without-primary"),
         (("aaa", "DAA"), "without-secondary"),
+        (("Daa",), "not-known"),
+        (("Daa", "DaD"), "without-primary"),
+        (("Daa", "DAA"), "without-secondary"),
         (("aaa", "AAA"), "whole"),
     ],
 )
@@ -46,3 +51,21 @@ def test_what_a_suspended_raid1_says(
 ) -> None:
     monkeypatch.setattr(health, "_ASK_SECONDS", 0.2)
     assert health.verdict(lower(*letters)) == verdict
+
+
+@pytest.mark.parametrize("primary_is_here", [True, False])
+def test_a_raid1_whose_primary_goes_too_while_it_is_suspended_stays(primary_is_here: bool) -> None:
+    """The linear table cannot be loaded then; whatever happens, the lower has to be resumed."""
+    done: list[str] = []
+
+    def load(table: object) -> None:
+        done.append(f"load {table}")
+        if not primary_is_here:
+            raise DeviceError("The device is gone.")
+
+    target: Any = SimpleNamespace(load=load, clear=lambda: done.append("clear"))
+    guard: Any = SimpleNamespace(fallback="linear")
+    verdict = lowers._judged(target, guard, "without-secondary")
+    assert (verdict, done) == (
+        ("without-secondary", ["load linear"]) if primary_is_here else ("not-known", ["load linear", "clear"])
+    )

@@ -13,6 +13,7 @@ from dmsoft.mirror import hung
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(hung, "RUN_DIR", tmp_path)
+    monkeypatch.setattr(hung, "_WAITS", "DS")  # a thread that waits for another one
     return tmp_path
 
 
@@ -26,6 +27,11 @@ def test_as_long_as_the_thread_is_there(folder: Path) -> None:
     over.set()
     thread.join()
     assert not hung.has_thread("cciss!c0d0") and not list(folder.iterdir())
+
+
+def test_a_thread_that_is_there_and_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    hung.note("sda", os.getpid(), threading.get_native_id())
+    assert not hung.has_thread("sda")
 
 
 @pytest.mark.parametrize("said", ["", "1", "x y z", "-1 0 5", "1 1 0"])

@@ -31,7 +31,7 @@ def test_those_that_hang_are_left_behind() -> None:
     found = patiently(
         [*reads, lambda: over.append(1) or 5], 0.1, given_up_on=lambda index, thread: told.append((index, thread))
     )
-    assert [index for index, _ in told] == [1, 3] and all(hung._start(os.getpid(), thread) for _, thread in told)
+    assert [index for index, _ in told] == [1, 3] and all(hung._stat(os.getpid(), thread) for _, thread in told)
     assert time.monotonic() - start < 20
     assert found == [(0, None), None, (2, None), None, (4, None), (5, None)]
     # One that answers after all does not go on with what others have done.

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dmsoft.dm.device import Device
 from dmsoft.member import header
 from dmsoft.mirror import locate, lower
 from dmsoft.mirror.running import Running, guard_of
@@ -259,3 +260,27 @@ def test_the_guard_leaves_a_raid1_without_its_primary(rig: Rig, what: str) -> No
     wait_until("nothing is suspended", lambda: not suspended())
     assert table("m-lower").startswith("raid ") and read(rig.top, AT, MIB) == newest
     assert health() == "AD"
+
+
+@pytest.mark.slow
+def test_a_primary_that_goes_as_its_raid1_is_replaced(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """md meets that as it writes its notes, and takes it for the loss of the secondary. The linear table leads to the
+    disk that is gone, so it cannot be loaded; what waits gets an error all the same."""
+    rig.create(*WRITE_BEHIND, primary=rig.disks["small0"], one=rig.cut("s0", SIZE))
+    rig.resync()
+    rig.write(3)
+    suspend = Device.suspend
+
+    def late(target: Device, **options: bool) -> object:
+        if target.name == "m-lower":
+            rig.disks.unplug("small0")
+        return suspend(target, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Device, "suspend", late)
+        assert dmsoft("resync", NAME).code == 10
+    wait_until("nothing is suspended", lambda: not suspended(), seconds=60)
+
+    with pytest.raises(OSError, match="Input/output error"):
+        write(rig.top, 4 * MIB, rig.random(4096))
+    rig.disks.replug("small0")

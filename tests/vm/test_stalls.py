@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What must not make the primary wait: a secondary's backlog or hang, and devices that are none of ours."""
 
-import itertools
 import mmap
 import os
 import threading
@@ -17,8 +16,8 @@ MODE = ("--mode", "write-behind")
 
 
 class Apart(threading.Thread):
-    """Writes 4 KiB to one MiB after the other until it is stopped, as md lets writes that touch wait for each other;
-    ``longest`` in seconds. None may fail."""
+    """Writes 4 KiB to one MiB after the other until it is stopped, or at the end, as md lets writes that touch wait for
+    each other; ``longest`` in seconds. None may fail."""
 
     def __init__(self, rig: Rig) -> None:
         super().__init__()
@@ -27,14 +26,15 @@ class Apart(threading.Thread):
 
     def run(self) -> None:
         fd = os.open(self._rig.top, os.O_WRONLY | os.O_DIRECT)
-        blocks = itertools.cycle(range(os.lseek(fd, 0, os.SEEK_END) // MIB))
         try:
-            while not self._end.wait(0.1):
+            for block in range(os.lseek(fd, 0, os.SEEK_END) // MIB):  # more would be more than md sends behind
                 with mmap.mmap(-1, 4 * KIB) as buffer:
                     buffer[:] = os.urandom(4 * KIB)
                     start = time.monotonic()
-                    os.pwritev(fd, [buffer], next(blocks) * MIB)
+                    os.pwritev(fd, [buffer], block * MIB)
                     self.longest = max(self.longest, time.monotonic() - start)
+                if self._end.wait(0.1):
+                    break
         except OSError as err:
             self._error = err
         finally:
