@@ -40,7 +40,7 @@ def test_a_killed_owner_leaves_nothing_suspended(rig: Rig, what: str) -> None:
     rig.equal()
 
 
-@pytest.mark.parametrize("what", ["lower", "both"])
+@pytest.mark.parametrize("what", [pytest.param("lower", marks=pytest.mark.slow), "both"])
 def test_start_resumes_what_owner_and_guard_left(rig: Rig, what: str) -> None:
     """Both are dead. Nothing asks the suspended top anything, which would hang for good."""
     small(rig)

@@ -277,6 +277,7 @@ def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypa
     rig.equal()
 
 
+@pytest.mark.slow
 @pytest.mark.core
 def test_a_secondary_that_md_has_dropped_is_not_taken_for_whole(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new raid1 says ``A`` of every leg. Neither a proof of the other one makes one, nor is one made when a leg is
