@@ -177,6 +177,7 @@ def test_the_primary_put_back_from_an_image(rig: Rig) -> None:
     compares_and_is_well(rig, rig.differing("one"))
 
 
+@pytest.mark.slow
 def test_the_secondary_put_back_from_an_image(rig: Rig) -> None:
     make(rig)
     image = _image(rig.secondaries["one"])
@@ -189,6 +190,7 @@ def test_the_secondary_put_back_from_an_image(rig: Rig) -> None:
     compares_and_is_well(rig, {3, 4})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [0, MIB - 4 * KIB, BLOCKS * MIB - 4 * KIB])
 def test_a_member_written_elsewhere(rig: Rig, offset: int) -> None:
     """It marks nothing; the sample at the start finds what is in the first and the last MiB for certain."""
@@ -245,6 +247,7 @@ def test_a_header_of_the_primary_that_somebody_wrote_to(rig: Rig) -> None:
     compares_and_is_well(rig, set())
 
 
+@pytest.mark.slow
 def test_a_copied_header_on_another_disk(rig: Rig) -> None:
     """Same size, same header, another disk: nothing is written to it, alone or beside the real one."""
     rig.create(one=rig.disks["s0"])
@@ -273,6 +276,7 @@ def test_a_copied_header_on_another_disk(rig: Rig) -> None:
     assert read(copy, 0, 20 * MIB) == before
 
 
+@pytest.mark.slow
 def test_a_crash_in_a_copy_is_no_doubt(rig: Rig) -> None:
     """An unclean end at any moment: incremental, and nothing is missed."""
     make(rig)

@@ -64,6 +64,7 @@ def test_disks_take_turns(rig: Rig) -> None:
         assert rig.secondary(leaver)["away_since"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounds", [pytest.param(3, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.long)])
 def test_three_disks_rotate(rig: Rig, rounds: int) -> None:
     """One is here, two are away; each gets exactly what was written since it left, and is whole when it leaves."""
@@ -118,6 +119,7 @@ def test_three_disks_rotate(rig: Rig, rounds: int) -> None:
     assert "is away and not current after" in refused(1, "wait", NAME, gone[0], "--timeout", "1s")
 
 
+@pytest.mark.slow
 def test_a_coupled_disk_leaves_as_a_whole_copy(rig: Rig) -> None:
     """The other one stays coupled; the one that leaves is drained, uncoupled and one point in time."""
     rig.create("--mode", "write-behind", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE), two=rig.cut("s1", SIZE))

@@ -41,6 +41,7 @@ def test_a_secondary_that_fails_or_loses_what_is_written(small: Rig, feature: st
     small.equal()
 
 
+@pytest.mark.slow
 def test_a_primary_that_cannot_be_read_everywhere(small: Rig) -> None:
     """Neither in the passes nor in the final barrier is a block taken for copied that could not be read."""
     small.write(5, 6)

@@ -256,6 +256,7 @@ def test_a_delta_that_does_not_fit_goes_direct_and_says_so_before(rig: Rig) -> N
     rig.equal()
 
 
+@pytest.mark.slow
 def test_no_journal_at_all(rig: Rig) -> None:
     crash = Crash(rig, "--journal-size", "0")
     assert "journal" not in crash.header().regions
@@ -289,6 +290,7 @@ def test_status_and_examine_show_a_journal(rig: Rig) -> None:
     assert ok("examine", rig.secondaries["one"], "--json").json["journal"] is None
 
 
+@pytest.mark.slow
 def test_a_secondary_that_is_all_there_is(rig: Rig) -> None:
     """The primary is lost between the commit of a journal and its end."""
     crash = Crash(rig)
@@ -338,6 +340,7 @@ def test_a_committed_journal_beside_a_header_that_somebody_wrote_to(rig: Rig) ->
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_block_that_the_primary_lost_comes_from_another_secondary(rig: Rig) -> None:
     """Where one has it; what nobody has is named by its block, and all the rest is copied."""
     rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE), two=rig.cut("s1", SIZE))

@@ -83,6 +83,7 @@ def test_a_primary_that_md_dropped_before_a_crash_does_not_come_back_older(rig: 
     assert rig.states() == {"one": "stale"}
 
 
+@pytest.mark.slow
 def test_an_interrupt_when_the_lower_has_just_been_suspended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     small(rig, *WRITE_BEHIND, one=rig.cut("s0", SIZE))
     rig.resync()
@@ -101,6 +102,7 @@ def test_an_interrupt_when_the_lower_has_just_been_suspended(rig: Rig, monkeypat
     assert table("m-lower").startswith("linear ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "down",
     [

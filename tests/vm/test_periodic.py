@@ -70,6 +70,7 @@ def test_a_secondary_gets_everything_once_and_then_only_what_changed(rig: Rig) -
     assert not suspended()
 
 
+@pytest.mark.slow
 def test_each_secondary_has_its_own_synced_era(rig: Rig) -> None:
     """One is resynced while the other lags; each then gets what itself missed, and no more."""
     rig.create("--metadata", rig.disks["c0"], one=rig.disks["s0"], two=rig.cut("big0", 300 * MIB))
@@ -100,6 +101,7 @@ def _slaves(name: str) -> list[str]:
     return os.listdir(Path("/sys/class/block", Path(f"/dev/mapper/{name}").resolve().name, "slaves"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block_bytes",
     [64 * KIB, 4 * MIB, pytest.param(4 * KIB, marks=pytest.mark.slow), pytest.param(96 * KIB, marks=pytest.mark.slow)],
@@ -155,6 +157,7 @@ def test_a_mirror_stops_and_starts(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_secondaries_come_and_go(rig: Rig) -> None:
     rig.create(one=rig.disks["s0"])
     rig.resync()
@@ -306,6 +309,7 @@ def test_writes_that_outrun_the_copy(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_mounted_file_system_is_copied_as_if_it_were_unmounted(rig: Rig, tmp_path: Path) -> None:
     """The final barrier freezes it: what the secondary then holds needs no recovery of a journal."""
     rig.create(one=rig.disks["s0"])
@@ -336,6 +340,7 @@ def test_a_mounted_file_system_is_copied_as_if_it_were_unmounted(rig: Rig, tmp_p
     assert b"needs_recovery" not in sh("dumpe2fs", "-h", "/dev/mapper/copy").encode()
 
 
+@pytest.mark.slow
 def test_a_cancelled_resync_goes_on_later(rig: Rig) -> None:
     rig.create(one=rig.disks["s0"], two=rig.disks["s1"])
     rig.resync("two")

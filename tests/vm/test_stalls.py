@@ -7,6 +7,8 @@ import threading
 import time
 from typing import Self
 
+import pytest
+
 from dmsoft.units import KIB, MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, sh, table
 
@@ -51,6 +53,7 @@ class Apart(threading.Thread):
         assert self._error is None, self._error
 
 
+@pytest.mark.slow
 def test_a_delay_leg_lets_go_when_it_is_uncoupled(rig: Rig) -> None:
     """A raid1 is suspended when all is written that it holds back; here that would take 20 seconds."""
     rig.create(*MODE, "--via", "delay:20000", one=rig.disks["s0"], two=rig.disks["s1"])
@@ -72,6 +75,7 @@ def test_a_delay_leg_lets_go_when_it_is_uncoupled(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_leg_that_hangs_stays_coupled(rig: Rig) -> None:
     """To uncouple it would stop the primary for as long as the disk hangs."""
     size = sh("blockdev", "--getsz", rig.disks["s0"]).strip()

@@ -162,6 +162,7 @@ def test_the_primary_comes_back(rig: Rig) -> None:
     caught_up(rig, rig.disks["s0"], 1)
 
 
+@pytest.mark.slow
 def test_forged_headers(rig: Rig) -> None:
     """Not signed with our key: as any member, with absurd regions, and beside the real ones, whose work they do not
     keep anybody from."""
@@ -203,6 +204,7 @@ def test_a_copied_header_on_another_disk(rig: Rig) -> None:
     caught_up(rig, rig.cut("s0", SIZE), 1)
 
 
+@pytest.mark.slow
 def test_a_header_alone_with_the_names_of_the_disk(rig: Rig) -> None:
     """Size, names and a signed header can be had by whoever had the disk in hand; the data are not what it says."""
     make(rig)
@@ -242,6 +244,7 @@ class Cancelling(Silent):
             self._cancelled.set()
 
 
+@pytest.mark.slow
 def test_a_disk_that_changed_since_a_copy_was_cut_off(rig: Rig) -> None:
     """Its header has the token of that copy, which goes on by itself; not onto what somebody wrote there since."""
     make(rig)
@@ -259,6 +262,7 @@ def test_a_disk_that_changed_since_a_copy_was_cut_off(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_an_old_clone(rig: Rig) -> None:
     """Of the disk, with its names and size: what it is comes from a resync before the last."""
     make(rig)
@@ -297,6 +301,7 @@ def test_an_old_primary(rig: Rig) -> None:
     assert rig.resync()["kind"] == "compare"
 
 
+@pytest.mark.slow
 def test_two_disks_with_one_uuid_at_once(rig: Rig, tmp_path: Path) -> None:
     """Neither has a name of its own, and they have one size: nobody can say which is meant."""
     loops = []

@@ -43,6 +43,7 @@ def test_a_secondary_is_away_for_a_while(rig: Rig) -> None:
     assert rig.states() == {"one": "current", "two": "stale"}
 
 
+@pytest.mark.slow
 def test_a_secondary_goes_while_it_is_copied_to(rig: Rig) -> None:
     """The other one is served all the same."""
     rig.create(one=rig.disks["s0"], two=rig.disks["s1"])
@@ -120,6 +121,7 @@ def test_an_attached_secondary_goes(rig: Rig, kind: str) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_cache_device_goes(rig: Rig) -> None:
     """What it held is lost to the secondary, and in its stale set."""
     rig.create("--mode", "write-behind", "--via", f"writecache:{rig.disks['c0']}", one=rig.disks["s0"])
@@ -164,6 +166,7 @@ def test_the_primary_goes(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_the_metadata_device_goes(rig: Rig) -> None:
     """Nothing can be marked without it, so writes fail rather than go unnoticed."""
     rig.create("--metadata", rig.disks["c0"], one=rig.disks["s0"])

@@ -123,6 +123,7 @@ class Breaking(Silent):
             self.done = True
 
 
+@pytest.mark.slow
 @pytest.mark.kernel_log(allow=IO_ERRORS)
 @pytest.mark.parametrize(("phase", "max_stall"), [("pass 1", 0.0), pytest.param("final", 1.0, marks=pytest.mark.slow)])
 def test_metadata_that_fails_in_the_middle_of_a_resync(rig: Rig, phase: str, max_stall: float) -> None:
@@ -409,6 +410,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(canary, "EraReader", empty)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [pytest.param("linear", marks=pytest.mark.slow), pytest.param("copy", marks=pytest.mark.slow), "deaf"]
 )

@@ -144,6 +144,7 @@ def test_the_primary_goes_on_while_a_secondary_is_attached(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_cache_that_was_never_drained(rig: Rig) -> None:
     """An unclean end: what only the cache had is gone for good, and the stale set knows it."""
     rig.create(*MODE, "--via", via(rig, "writecache"), one=rig.disks["s0"])
@@ -160,6 +161,7 @@ def test_a_cache_that_was_never_drained(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_several_secondaries_of_both_modes(rig: Rig, kernel_log: KernelLog) -> None:
     rig.create(*MODE, "--via", "one=direct", "--via", "two=delay:100", one=rig.disks["s0"], two=rig.disks["s1"])
     rig.resync()
@@ -237,6 +239,7 @@ def test_a_write_behind_that_was_lost_is_found_and_mended(rig: Rig, monkeypatch:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new raid1 would say ``AA`` of it. Where md tells that it failed, none is made; else the comparison finds it. On
     7.2 the kernel does not come to an end with the old one, which would be in the way of every test after this."""
