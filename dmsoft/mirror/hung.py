@@ -49,4 +49,4 @@ def _stat(pid: int, tid: int) -> list[str]:
 
 
 def _path(disk: str) -> Path:
-    return RUN_DIR / f"{disk.replace('/', '!')}.hung"
+    return RUN_DIR / f"{disk}.hung"

@@ -80,8 +80,7 @@ def detach(names: Names, guard: Guard) -> None:
     Should this process die or hang in between, the guard does the rest. Raises `PrimaryDroppedError`, and the raid1
     stays.
     """
-    with contextlib.suppress(SecondaryDroppedError):
-        swap(names, guard, guard.fallback)
+    swap(names, guard, guard.fallback)
     tidy(names)
 
 
@@ -114,7 +113,7 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
         try:
             verdict = health.verdict(target)
         finally:
-            verdict = _judged(target, guard, verdict)
+            verdict = _judged(target, guard, table, verdict)
             try:
                 cookie = resume_watched(guard.helper, target)
             except DmsoftError as err:
@@ -141,9 +140,11 @@ def _require_whole(names: Names, verdict: health.Verdict) -> None:
         raise BusyError(f"The kernel has an I/O error of {names.name} before it.", hint="Try again in a moment.")
 
 
-def _judged(target: Device, guard: Guard, verdict: health.Verdict | None) -> health.Verdict:
+def _judged(target: Device, guard: Guard, table: Table, verdict: health.Verdict | None) -> health.Verdict:
     """Have ready what a suspended lower is to be resumed with, if anything failed by a write that was under way just
     now. Returns the verdict that this comes to."""
+    if verdict == "without-secondary" and table == guard.fallback:
+        return "whole"  # nobody is coupled by it
     if verdict == "without-secondary":  # a new raid1 would take it for whole
         try:
             target.load(guard.fallback)

@@ -65,7 +65,8 @@ def test_a_raid1_whose_primary_goes_too_while_it_is_suspended_stays(primary_is_h
 
     target: Any = SimpleNamespace(load=load, clear=lambda: done.append("clear"))
     guard: Any = SimpleNamespace(fallback="linear")
-    verdict = lowers._judged(target, guard, "without-secondary")
+    assert lowers._judged(target, guard, guard.fallback, "without-secondary") == "whole" and not done
+    verdict = lowers._judged(target, guard, ("raid1",), "without-secondary")  # type: ignore[arg-type]
     assert (verdict, done) == (
         ("without-secondary", ["load linear"]) if primary_is_here else ("not-known", ["load linear", "clear"])
     )

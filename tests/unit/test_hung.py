@@ -3,6 +3,7 @@
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_as_long_as_the_thread_is_there(folder: Path) -> None:
     over = threading.Event()
-    thread = threading.Thread(target=over.wait)
+    thread = threading.Thread(target=over.wait, daemon=True)
     thread.start()
     assert thread.native_id is not None
-    hung.note("cciss!c0d0", os.getpid(), thread.native_id)
-    assert hung.has_thread("cciss!c0d0") and not hung.has_thread("sda")
+    deadline = time.monotonic() + 30
+    while not hung.has_thread("cciss!c0d0"):  # it may not wait yet
+        assert time.monotonic() < deadline
+        hung.note("cciss!c0d0", os.getpid(), thread.native_id)
+    assert not hung.has_thread("sda")
     over.set()
     thread.join()
     assert not hung.has_thread("cciss!c0d0") and not list(folder.iterdir())

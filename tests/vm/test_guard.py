@@ -61,25 +61,12 @@ def test_start_resumes_what_owner_and_guard_left(rig: Rig, what: str) -> None:
     rig.equal()
 
 
-def test_an_owner_that_says_nothing_of_its_suspend_is_overtaken(rig: Rig) -> None:
-    """As one that was killed in it, while a thread of it that a disk keeps in the kernel holds its files open."""
+@pytest.mark.parametrize(("what", "deadline"), [("silent", 600), pytest.param("both", 2, marks=pytest.mark.slow)])
+def test_a_hung_owner_is_overtaken(rig: Rig, what: str, deadline: float) -> None:
+    """At its deadline; and after a while if it tells none, as one that was killed in its suspend, while a thread of it
+    that a disk keeps in the kernel holds its files open."""
     small(rig)
-    process = start("silent", 600)
-    try:
-        assert suspended() == [NAME]
-        wait_until("nothing is suspended", lambda: not suspended(), seconds=30)
-        rig.write(3)
-    finally:
-        process.kill()
-        process.wait()
-    rig.resync()
-    rig.equal()
-
-
-@pytest.mark.slow
-def test_a_hung_owner_is_overtaken_at_its_deadline(rig: Rig) -> None:
-    small(rig)
-    process = start("both", 2)
+    process = start(what, deadline)
     try:
         wait_until("nothing is suspended", lambda: not suspended(), seconds=30)
         assert table(f"{NAME}-lower").startswith("linear ")

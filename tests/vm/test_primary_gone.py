@@ -280,7 +280,6 @@ def test_a_primary_that_goes_as_its_raid1_is_replaced(rig: Rig, monkeypatch: pyt
         patch.setattr(Device, "suspend", late)
         assert dmsoft("resync", NAME).code == 10
     wait_until("nothing is suspended", lambda: not suspended(), seconds=60)
-
     with pytest.raises(OSError, match="Input/output error"):
         write(rig.top, 4 * MIB, rig.random(4096))
     rig.disks.replug("small0")
