@@ -1,18 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Kernels to boot: the installed one, or Debian's packages unpacked into a cache and never installed on the host."""
 
-import fcntl
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.harness import archive
+from tests.harness.cached import cache_folder, exclusive
 from tests.harness.errors import HarnessError
 
 DEFAULT = "6.1"
@@ -25,7 +23,6 @@ SUITES = {
     "7.2": ("sid", "trixie-backports"),
 }
 _MODULES = "usr/lib/modules"
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 @dataclass(frozen=True)
@@ -37,12 +34,6 @@ class Kernel:
     modules: Path
 
 
-def cache_folder() -> Path:
-    """Where kernels and boot images are kept between runs, for every checkout of this user."""
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "dmsoft"
-
-
 def find(version: str) -> Kernel:
     """The kernel for a series (``6.1``) or a release (``6.1.0-56-amd64``), fetched on first use.
 
@@ -51,7 +42,7 @@ def find(version: str) -> Kernel:
     cache = cache_folder() / "kernels"
     kernel = _present(Path("/"), version) or _cached(cache, version)
     if kernel is None:
-        with _exclusive(cache):
+        with exclusive(cache):
             # Another run may have fetched it while this one waited.
             kernel = _cached(cache, version) or _fetch(cache, version)
     return kernel
@@ -87,19 +78,13 @@ def _cached(cache: Path, version: str) -> Kernel | None:
     return _present(cache / release, release) if release else None
 
 
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _fetch(cache: Path, version: str) -> Kernel:
     print(f"dev: fetching kernel {version} into {cache} (once)", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as name:
         folder = Path(name)
-        apt = _Apt(folder, SUITES.get(version) or sorted({suite for suites in SUITES.values() for suite in suites}))
+        apt = archive.Apt(
+            folder, SUITES.get(version) or sorted({suite for suites in SUITES.values() for suite in suites})
+        )
         packages = apt.names("linux-image-")
         release = newest(
             [name for package in packages if matches(name := package.removeprefix("linux-image-"), version)]
@@ -107,15 +92,15 @@ def _fetch(cache: Path, version: str) -> Kernel:
         if release is None:
             raise HarnessError(f"no Debian suite has a kernel {version}")
         tree = folder / "tree"
-        for archive in apt.download(release):
-            _call("dpkg-deb", "-x", str(archive), str(tree))
+        for package in apt.download(*_parts(apt, release)):
+            archive.unpack(package, tree)
         # Older packages still put their modules into /lib; depmod of either age must find them.
         if not (tree / _MODULES).exists():
             (tree / "usr").mkdir(exist_ok=True)
             (tree / "lib").rename(tree / "usr/lib")
         if not (tree / "lib").exists():
             (tree / "lib").symlink_to("usr/lib")
-        _call("depmod", "-b", str(tree), release)
+        archive.call("depmod", "-b", str(tree), release)
         kernel = _present(tree, release)
         if kernel is None:
             raise HarnessError(f"the packages of kernel {release} lack its image or its modules")
@@ -126,54 +111,8 @@ def _fetch(cache: Path, version: str) -> Kernel:
     return found
 
 
-class _Apt:
-    """apt with lists and sources of its own: the machine's configuration is read for the mirror, never changed."""
-
-    def __init__(self, folder: Path, suites: Sequence[str]) -> None:
-        self._folder = folder
-        for name in ("lists/partial", "archives/partial"):
-            (folder / name).mkdir(parents=True)
-        signed = f"[signed-by={_KEYRING}]"
-        lines = [f"deb {signed} {_mirror()} {suite} main" for suite in suites]
-        (folder / "sources.list").write_text("\n".join(lines) + "\n")
-        settings = {
-            "Dir::Etc::SourceList": folder / "sources.list",
-            "Dir::Etc::SourceParts": "-",
-            "Dir::State::Lists": folder / "lists",
-            "Dir::Cache": folder,
-            "Acquire::Languages": "none",
-            "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled": "false",
-            "Acquire::Retries": "3",
-            # The user apt drops to cannot write into a folder of ours.
-            "APT::Sandbox::User": "root",
-        }
-        self._options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-        _call("apt-get", *self._options, "-qq", "update")
-
-    def names(self, prefix: str) -> list[str]:
-        return _call("apt-cache", *self._options, "pkgnames", prefix).split()
-
-    def download(self, release: str) -> list[Path]:
-        """The archives of the image and of the packages newer kernels are split into, all of one release."""
-        parts = (f"linux-{part}-{release}" for part in ("image", "base", "binary", "modules"))
-        known = set(self.names("linux-"))
-        wanted = [part for part in parts if part in known]
-        _call("apt-get", *self._options, "-qq", "download", *wanted, cwd=self._folder)
-        return sorted(self._folder.glob("*.deb"))
-
-
-def _mirror() -> str:
-    """The URI of Debian's main archive as this machine is configured to reach it."""
-    targets = _call("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages")
-    for line in targets.splitlines():
-        label, _, uri = line.partition(" ")
-        if label == "Debian":
-            return uri
-    raise HarnessError("apt has no lists of Debian's archive; run apt-get update")
-
-
-def _call(*argv: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HarnessError(f"{argv[0]} failed: {(done.stderr or done.stdout).strip() or done.returncode}")
-    return done.stdout
+def _parts(apt: archive.Apt, release: str) -> list[str]:
+    """The packages of the image and those that newer kernels are split into, all of one release."""
+    known = set(apt.names("linux-"))
+    parts = (f"linux-{part}-{release}" for part in ("image", "base", "binary", "modules"))
+    return [part for part in parts if part in known]

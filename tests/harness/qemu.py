@@ -11,7 +11,6 @@ from pathlib import Path
 from tests.harness.initramfs import MOUNT_TAG
 from tests.harness.kernels import Kernel
 
-PROGRAM = "qemu-system-x86_64"
 # Every device left out is one less for udev and its modules: this and a plain CPU halve the boot time under TCG.
 _MACHINE = "q35,sata=off,smbus=off,i8042=off,vmport=off,hpet=off"
 # The least x86-64-v2, which numpy needs: AVX is slow to emulate and has the kernel load a dozen crypto modules.
@@ -44,8 +43,9 @@ class Image:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What the VM is made of; ``memory`` in MiB, ``accel`` is ``kvm`` or ``tcg``."""
+    """What the VM is made of; ``program`` is QEMU, ``memory`` in MiB, ``accel`` is ``kvm`` or ``tcg``."""
 
+    program: str
     kernel: Kernel
     boot_image: Path
     initramfs: Path
@@ -59,7 +59,7 @@ class Hardware:
 def arguments(hardware: Hardware, ports: dict[str, int]) -> list[str]:
     """Argument list for QEMU; ``ports`` maps each virtio-serial port to an inherited, connected socket descriptor."""
     # PDEATHSIG: a VM never outlives the runner, however that ends.
-    argv = ["setpriv", "--pdeathsig", "KILL", PROGRAM, "-nodefaults", "-no-user-config", "-display", "none"]
+    argv = ["setpriv", "--pdeathsig", "KILL", hardware.program, "-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-no-reboot", "-machine", _MACHINE, *_processor(hardware), "-m", f"{hardware.memory}M"]
     argv += ["-kernel", str(hardware.boot_image), "-initrd", str(hardware.initramfs)]
     argv += ["-append", " ".join(_kernel_command_line(hardware))]

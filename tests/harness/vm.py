@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.harness import accel, bootimage, initramfs, kernels, qemu
+from tests.harness import accel, bootimage, emulator, initramfs, kernels, qemu
+from tests.harness.cached import cache_folder
 from tests.harness.errors import HarnessError
 
 # Ten times what a boot takes under emulation on a quiet machine.
@@ -157,8 +158,9 @@ class Machine:
         self.started = time.monotonic()
         self.boot_seconds = 0.0
         kernel = kernels.find(options.kernel)
-        cache = kernels.cache_folder()
+        cache = cache_folder()
         hardware = qemu.Hardware(
+            program=emulator.find(),
             kernel=kernel,
             boot_image=bootimage.build(kernel, cache),
             initramfs=initramfs.build(kernel, cache),
@@ -329,7 +331,7 @@ class _Conversation:
 
 def accelerator(kernel: str = kernels.DEFAULT) -> str:
     """``kvm`` if a trial boot proved it on this machine, else ``tcg``."""
-    return accel.choose(kernels.cache_folder(), lambda: _boots_with_kvm(kernel))
+    return accel.choose(cache_folder(), lambda: _boots_with_kvm(kernel))
 
 
 def _boots_with_kvm(kernel: str) -> bool:

@@ -15,9 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.harness import accel, bootimage, initramfs, kernels, qemu, suite, vm, writelog
+from tests.harness import accel, archive, bootimage, emulator, initramfs, kernels, qemu, suite, vm, writelog
 from tests.harness.__main__ import _empty_disk, _file_disk, _parser
 from tests.harness.cached import cached
+from tests.harness.errors import HarnessError
 from tests.harness.kernels import Kernel, matches, newest
 
 
@@ -162,6 +163,7 @@ def test_without_kvm_nothing_is_tried(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def hardware(**changes: object) -> qemu.Hardware:
     fields = {
+        "program": "qemu-system-x86_64",
         "kernel": Kernel("6.1.0-56-amd64", Path("/boot/vmlinuz"), Path("/usr/lib/modules/6.1.0-56-amd64")),
         "boot_image": Path("/cache/vmlinux"),
         "initramfs": Path("/cache/initramfs"),
@@ -172,6 +174,41 @@ def hardware(**changes: object) -> qemu.Hardware:
         "console": Path("/tmp/a,b/console"),  # noqa: S108
     }
     return qemu.Hardware(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def test_the_version_of_qemu() -> None:
+    assert emulator.major("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18+b3)\nCopyright (c) 2003") == 7
+    assert emulator.major("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)") == 10
+    with pytest.raises(HarnessError, match="setup"):
+        emulator.major("usage: qemu")
+
+
+def installed(patch: pytest.MonkeyPatch, debian: str, version: int) -> None:
+    emulator.find.cache_clear()
+    patch.setattr(emulator, "_debian", lambda: debian)
+    patch.setattr(emulator, "_major", lambda program: version)
+    patch.setattr(emulator.archive, "Apt", lambda folder, suites: pytest.fail("fetched"))
+
+
+def test_a_qemu_that_is_fast_is_not_looked_for_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for debian, version in (("bookworm", 10), ("trixie", 10), ("bullseye", 5)):
+        installed(monkeypatch, debian, version)
+        assert emulator.find() == "qemu-system-x86_64"
+
+
+def test_without_another_qemu_the_installed_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(folder: Path, suites: list[str]) -> archive.Apt:
+        raise HarnessError("no network")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    installed(monkeypatch, "bookworm", 7)
+    monkeypatch.setattr(emulator.archive, "Apt", none)
+    assert emulator.find() == "qemu-system-x86_64"
+    assert capsys.readouterr().err.endswith("going on with the installed QEMU, which is slower: no network\n")
+    assert not list(tmp_path.rglob("tree"))
+    emulator.find.cache_clear()
 
 
 def test_paths_with_commas_reach_qemu_whole() -> None:

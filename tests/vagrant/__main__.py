@@ -13,7 +13,8 @@ import sys
 import time
 from dataclasses import dataclass
 
-from tests.harness import kernels, vm
+from tests.harness import vm
+from tests.harness.cached import cache_folder
 from tests.harness.qemu import CHECKOUT
 from tests.harness.signals import unwind
 from tests.vagrant import sandbox, wheels
@@ -40,7 +41,7 @@ def main(argv: list[str]) -> int:
             [CHECKOUT / "vagrant/build-box", arguments.name], stdout=subprocess.PIPE, text=True, check=True
         )
         release = RELEASES[arguments.name]
-        packages = wheels.collect(kernels.cache_folder(), release.python, release.blivet)
+        packages = wheels.collect(cache_folder(), release.python, release.blivet)
     except subprocess.CalledProcessError as error:
         print(f"dev vagrant: {error}", file=sys.stderr)
         return sandbox.FAILED
