@@ -71,6 +71,8 @@ class StandIn:
 class StandInHelper:
     """Does at once what it is told."""
 
+    busy = False
+
     def start(self, operation: Operation, device: StandIn) -> Cookie:
         assert operation is Operation.RESUME
         device.resume(wait=False)

@@ -137,7 +137,10 @@ class Guard:
         self._say(b"arm\n")
 
     def deadline(self, seconds: float) -> None:
-        self._say(b"deadline %f\n" % seconds)
+        """What was armed is suspended, for so long at most. A guard that has died since keeps its caller from nothing:
+        to resume is the caller's alone then."""
+        with contextlib.suppress(DeviceError):
+            self._say(b"deadline %f\n" % seconds)
 
     def disarm(self) -> None:
         with contextlib.suppress(DeviceError):
@@ -164,6 +167,9 @@ def resume_watched(helper: Helper, target: Device) -> Cookie:
     The resume that replaces a raid1 may sit in the old table's destruction for as long as one of its legs hangs,
     although the new table is live. The cookie is owed a wait. Raises `DeviceError` when nothing comes of it in time.
     """
+    if helper.busy:
+        with contextlib.suppress(DmsoftError):  # an earlier one, whose device went live before its ioctl returned
+            helper.wait(0)
     cookie = helper.start(Operation.RESUME, target)
     deadline = time.monotonic() + _RESUME_SECONDS
     while time.monotonic() < deadline:

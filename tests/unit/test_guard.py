@@ -3,14 +3,21 @@
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 import pytest
+
+from dmsoft.dm.device import Device
+from dmsoft.dm.helper import Helper
+from dmsoft.errors import DeviceError
+from dmsoft.mirror.guard import Guard, resume_watched
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH = ["top", "lower"]
@@ -230,3 +237,41 @@ def test_a_top_that_resumes_never_takes_it() -> None:
     with keeping(["top"], way_out=0) as process:
         tell(process, "arm\n")
         assert end(process)[0] == ["resume top"]
+
+
+def test_a_guard_that_is_gone_keeps_nobody_from_resuming() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    guard = Guard.__new__(Guard)
+    guard._in, guard._helper = writer, None
+    with pytest.raises(DeviceError, match="is gone"):
+        guard.arm()  # nothing is suspended yet
+    guard.deadline(2.0)
+    guard.disarm()
+    os.close(writer)
+
+
+class LateHelper:
+    """Its last resume made the device live before the ioctl returned; nobody has collected that since."""
+
+    busy = True
+
+    def start(self, *_: object) -> str:
+        assert not self.busy, "the helper is at work"
+        self.busy = True
+        return "cookie"
+
+    def wait(self, seconds: float) -> bool:
+        self.busy = False
+        return True
+
+
+class LiveDevice:
+    suspended = inactive_table = False
+
+    def info(self) -> "LiveDevice":
+        return self
+
+
+def test_an_earlier_resume_that_returned_late_keeps_no_other_from_being_made() -> None:
+    assert resume_watched(cast(Helper, LateHelper()), cast(Device, LiveDevice())) == "cookie"
