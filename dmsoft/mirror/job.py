@@ -264,10 +264,11 @@ def _job(
 
 
 def _owed(running: Running, decision: Decision) -> BlockSet:
+    nr_blocks = regions.nr_blocks(running.data.length, running.block_bytes)
+    if decision.since is None and decision.partial is None:
+        return BlockSet.full(nr_blocks)  # which asks nothing of the record: its disk may be gone
     with running.era_reader() as reader:
-        return decision.owed(
-            lambda era: reader.written_since(era).blocks, regions.nr_blocks(running.data.length, running.block_bytes)
-        )
+        return decision.owed(lambda era: reader.written_since(era).blocks, nr_blocks)
 
 
 @contextlib.contextmanager

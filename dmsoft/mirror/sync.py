@@ -122,6 +122,8 @@ def resynced(
                 records = selection.with_coupled(running, [record for record in records if record.label not in done])
             else:  # who was coupled until now, whatever came of it
                 records = before
+            # What the proof has noted: their headers may have its tokens by now.
+            records = [running.payload.member(record.label) or record for record in records]
             proven = proven.without([record.label for record in records])
             coupled = [record.label for record in records if record.mode == "write-behind"]
             if coupled and not selection.all_parted(running, coupled):  # else both sides would go apart for nothing
@@ -246,6 +248,7 @@ def _run(
     if running.payload.tracker.doubt is not None:
         nobody = Spares(running, None, lambda _: jobs[0].owed)  # not opened: without tracking no block is clean
         run = Run(running, jobs, guard, None, source, progress, cancelled, wanted.max_stall, nobody, True, throttle)
+        notes.pending(running, jobs)  # cut off, it is to be known as ours all the same
         run.compare_untracked()
         notes.untracked(running, jobs)
         return run

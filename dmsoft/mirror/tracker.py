@@ -55,7 +55,10 @@ def revoked(primary: Primary, reason: str, *, tracked: bool) -> Primary:
     """
     doubt = None if tracked else reason[:200]
     fresh = Tracker(id=new_uuid(), formatted=primary.tracker.formatted or not tracked, doubt=doubt)
-    return primary.replace(tracker=fresh, members=tuple(doubted(record, reason) for record in primary.members))
+    # A disk whose run is cut off by this carries the pending token: it is known as ours by that, which proves nothing
+    # of what it holds, as the life is another one.
+    members = (doubted(record, reason).replace(token_pending=record.token_pending) for record in primary.members)
+    return primary.replace(tracker=fresh, members=tuple(members))
 
 
 def doubted(record: MemberRecord, reason: str) -> MemberRecord:

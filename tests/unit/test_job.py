@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a job says of its secondary when a write to it fails."""
 
-from typing import cast
+from types import SimpleNamespace
+from typing import NoReturn, cast
 
 import pytest
 
 from dmsoft.era.blocks import BlockSet
-from dmsoft.errors import DeviceError
+from dmsoft.errors import DeviceError, NotFoundError
 from dmsoft.member import header
 from dmsoft.member.gate import GatedDevice
-from dmsoft.member.payload import Sync
+from dmsoft.member.payload import Partial, Region, Sync
 from dmsoft.mirror.decision import Decision
-from dmsoft.mirror.job import Job
+from dmsoft.mirror.job import Job, _owed
+from dmsoft.mirror.running import Running
 from tests.mirror_model import TOKEN, TRACKER, primary, record, secondary
 
 SYNCED = Sync(era=5, tracker=TRACKER, token=TOKEN, consistent=True)
@@ -40,3 +42,15 @@ def test_a_promise_that_was_not_written_is_not_repeated(monkeypatch: pytest.Monk
     with pytest.raises(DeviceError):
         job.promise(9, TRACKER, as_of=None)
     assert job.payload.sync == SYNCED
+
+
+def test_who_needs_every_block_asks_nothing_of_a_record_that_is_gone() -> None:
+    def gone() -> NoReturn:
+        raise NotFoundError("The metadata device is not here.")
+
+    running = SimpleNamespace(data=Region(0, 9 << 20), block_bytes=1 << 20, era_reader=gone)
+    for kind in ("full", "compare"):
+        assert _owed(cast(Running, running), Decision(kind, "why")) == BlockSet.full(9)
+    for decision in (Decision("incremental", "why", 5), Decision("full", "goes on", None, Partial(3, 2))):
+        with pytest.raises(NotFoundError):
+            _owed(cast(Running, running), decision)

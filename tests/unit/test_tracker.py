@@ -99,7 +99,7 @@ def test_what_is_revoked(tracked: bool) -> None:
     unfinished = before.replace(tracker=Tracker(ID))
     assert revoked(unfinished, "r", tracked=tracked).tracker.formatted != tracked
     copied, fresh = now.members
-    assert (copied.sync.doubt, copied.token_pending, copied.token_confirmed) == ("r" * 200, None, None)
+    assert (copied.sync.doubt, copied.token_pending, copied.token_confirmed) == ("r" * 200, "7" * 32, None)
     assert fresh.sync == Sync(), "one never copied has nothing to doubt"
     assert now.replace(tracker=before.tracker, members=before.members) == before
 

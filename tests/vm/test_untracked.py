@@ -20,6 +20,7 @@ from dmsoft.mirror.progress import Silent
 from dmsoft.mirror.running import Running, device, guard_of
 from dmsoft.mirror.sync import Request
 from dmsoft.mirror.wayout import TrackingLostError
+from dmsoft.resync.copy import CancelledError
 from dmsoft.units import KIB, MIB, Sectors
 from tests.vm.rig import NAME, Rig, Writer, crash, dmsoft, ok, ours, read, sh, suspended, table, unchanged, wait_until
 
@@ -127,7 +128,8 @@ class Breaking(Silent):
 @pytest.mark.kernel_log(allow=IO_ERRORS)
 @pytest.mark.parametrize(("phase", "max_stall"), [("pass 1", 0.0), pytest.param("final", 1.0, marks=pytest.mark.slow)])
 def test_metadata_that_fails_in_the_middle_of_a_resync(rig: Rig, phase: str, max_stall: float) -> None:
-    """Whoever finds it out takes the way out: from then on no write fails."""
+    """Whoever finds it out takes the way out: from then on no write fails. A run that is cut off then leaves the disk
+    known as ours: nobody has to ask for the next one."""
     metadata = cut_metadata(rig)
     rig.write(*range(20))
     breaking = Breaking(phase, lambda: rig.behave(metadata, "c0", "error_writes"))
@@ -137,8 +139,15 @@ def test_metadata_that_fails_in_the_middle_of_a_resync(rig: Rig, phase: str, max
     assert "era metadata failed" in is_untracked(rig)
     with rig.writing(span=16 * MIB):  # raises at its end if a write failed
         rig.write(3, 22)
+    before, cancelled = rig.secondary_header("one").sync.token, threading.Event()
+    with pytest.raises(CancelledError):
+        sync.resync(Request(NAME, unattended=True), Breaking("pass 1", cancelled.set), cancelled)
+    assert rig.secondary_header("one").sync.token != before
     rig.behave(metadata, "c0")
-    is_tracked(rig, "compare")
+    done, _ = sync.resync(Request(NAME, unattended=True), Silent(), threading.Event())
+    assert (done.kind, done.converged) == ("compare", True)
+    rig.write(3)
+    is_tracked(rig, "incremental")
     rig.equal()
 
 
@@ -178,6 +187,10 @@ def test_an_unplugged_metadata_device(rig: Rig, unplug: Callable[[str], None], r
     assert "not here" in ok("start", NAME, "--json").json["untracked"]
     rig.write(3)
     is_untracked(rig)
+    # The record is out of reach, and not needed to compare and copy.
+    blind = rig.resync()
+    assert (blind["kind"], blind["bytes_copied"]) == ("compare", MIB) and not rig.differing("one")
+    rig.write(3)
     replug("c0")
     is_tracked(rig, "compare")
     rig.equal()

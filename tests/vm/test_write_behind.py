@@ -214,7 +214,10 @@ LOST = r"lost on its way"
 
 @pytest.mark.smoke
 def test_a_write_behind_that_was_lost_is_found_and_mended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the disk had dropped it: md knows nothing. S stays where it was until the block was copied."""
+    """As if the disk had dropped it: md knows nothing. S stays where it was until the block was copied. What the proof
+    had kept of its way until then is known to the copy after it."""
+    monkeypatch.setattr(proof, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(proof, "_STRETCH_BYTES", 4 * MIB)
     size = 40 * MIB
     rig.create(*MODE, primary=rig.cut("p0", size), one=rig.cut("s0", size), two=rig.cut("s1", size))
     rig.resync()
