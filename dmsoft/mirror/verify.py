@@ -251,22 +251,28 @@ def _mismatch(label: str, what: str) -> MismatchError:
 
 def _noted(running: Running, each: Job, found: Round) -> DmsoftError | None:
     """What was found is noted on both sides; the error for it, if there is one."""
-    error = _mismatch(each.label, _differing(found.mismatches)) if found.mismatches else None
-    if error is not None:
-        each.doubt(f"verify: {_differing(found.mismatches)}")
-    _remember(running, each, found)
-    return error
+    if not found.mismatches:
+        _remember(running, each, found, each.payload.sync.doubt)
+        return None
+    what = _differing(found.mismatches)
+    doubt = f"verify: {what}"
+    try:
+        each.doubt(doubt)
+    finally:  # its own header may take no writes
+        _remember(running, each, found, doubt)
+    return _mismatch(each.label, what)
 
 
-def _remember(running: Running, each: Job, found: Round) -> None:
-    """Where the next run goes on; and a doubt, for the time when the disk is away."""
+def _remember(running: Running, each: Job, found: Round, doubt: str | None) -> None:
+    """Where the next run goes on; and a doubt, for the time when the disk is away. What was found counts also where the
+    header has the token of a run that was cut off."""
     record = running.payload.member(each.label)
     if record is None:
         raise NotFoundError(f"{running.names.name} has no secondary {each.label}.")
-    doubt = each.payload.sync.doubt
     record = record.replace(
         verify_next=found.next_block, verified_at=now() if found.complete and doubt is None else record.verified_at,
         sync=record.sync if doubt is None else record.sync.doubted(doubt),
+        token_pending=None if found.mismatches else record.token_pending,
     )  # fmt: skip
     with running.writing():
         running.grant(running.payload.with_member(record))

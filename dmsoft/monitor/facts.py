@@ -32,12 +32,13 @@ class SecondaryFacts(msgspec.Struct, frozen=True):
 
 class Facts(msgspec.Struct, frozen=True):
     """A full look at a running mirror, which reads the headers of the disks. ``tracked`` False: tracking was given
-    up."""
+    up. ``assembled`` False: its primary was not found or could not be read, so nothing is known of the others."""
 
     active: bool
     tracked: bool
     secondaries: tuple[SecondaryFacts, ...] = ()
     alerts: tuple[Alert, ...] = ()
+    assembled: bool = True
 
 
 class Pulse(msgspec.Struct, frozen=True):

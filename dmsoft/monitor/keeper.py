@@ -84,6 +84,7 @@ class Keeper:
     _moved_at: float = -NEVER
     _cancelling: bool = False
     _untracked: bool = False
+    _blind: bool = False
     _alarms: Alarms = field(init=False)
 
     def __post_init__(self) -> None:
@@ -180,7 +181,7 @@ class Keeper:
             moments += [self._look_at, self._pulse_at]
         if self.actor is None:
             moments += self._rescues.values()
-            if not self._is_looking(now):
+            if not self._is_looking(now) and not self._blind:
                 moments += [care.due() for care in self.cares.values()]
         moments += [missed for care in self.cares.values() if (missed := care.misses_at()) > now]
         return max(now, min(moments))
@@ -225,7 +226,7 @@ class Keeper:
                 self._rescues[kind] = NEVER
                 self._mended_at = now if kind == "mend" else self._mended_at
                 return Action(kind)
-        if self._is_looking(now):
+        if self._is_looking(now) or self._blind:
             return None  # what is decided next rests on it
         due = {label: care.due() for label, care in self.cares.items()}
         if min(due.values(), default=NEVER) > now:
@@ -238,6 +239,18 @@ class Keeper:
         return self._look_at <= now or (self.looker is not None and self.looker.kind == "look")
 
     def _looked(self, facts: Facts, began: float, now: float) -> None:
+        self._blind = not facts.assembled
+        if facts.assembled:
+            self._learned(facts, began, now)
+        if self._blind or any(each.state == "failed" and each.here is None for each in facts.secondaries):
+            soon = began < self._plugged_at + RELOOK_FOR_SECONDS  # nothing tells when such a disk answers again
+            self._look_at = min(self._look_at, now + (RELOOK_SECONDS if soon else LONGEST_BACKOFF))
+        self._alarms.seen = facts.alerts
+        if any(alert.code == "left-suspended" for alert in facts.alerts):
+            self._want_mend(now)
+
+    def _learned(self, facts: Facts, began: float, now: float) -> None:
+        """What a look says of the secondaries; without the primary it could not say, and what was known stays."""
         self._untracked = facts.active and not facts.tracked
         busy = set(self.actor.labels) if self.actor is not None else set()
         fresh = {each.label: each for each in facts.secondaries}
@@ -246,12 +259,6 @@ class Keeper:
             self._alarms.note(f"copy {label}", None)
         for label, each in fresh.items():
             self._saw(each, busy=label in busy, began=began, now=now)
-        if any(each.state == "failed" and each.here is None for each in facts.secondaries):  # nothing tells of its link
-            soon = began < self._plugged_at + RELOOK_FOR_SECONDS
-            self._look_at = min(self._look_at, now + (RELOOK_SECONDS if soon else LONGEST_BACKOFF))
-        self._alarms.seen = facts.alerts
-        if any(alert.code == "left-suspended" for alert in facts.alerts):
-            self._want_mend(now)
 
     def _saw(self, facts: SecondaryFacts, *, busy: bool, began: float, now: float) -> None:
         care = self.cares.get(facts.label)

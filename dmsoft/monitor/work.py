@@ -64,8 +64,9 @@ def look(names: Names) -> Facts:
         assembly = locate.assemble(names.name, seen)
     tracked = assembly is not None and assembly.primary.payload.tracker.doubt is None
     return Facts(
-        view.active, tracked, tuple(_facts(names, view, each, assembly) for each in view.secondaries), view.alerts
-    )
+        view.active, tracked, tuple(_facts(names, view, each, assembly) for each in view.secondaries), view.alerts,
+        assembly is not None,
+    )  # fmt: skip
 
 
 def _own_word() -> bulletin.Word:

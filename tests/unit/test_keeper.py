@@ -185,6 +185,23 @@ def test_a_disk_that_answers_again_without_a_word_is_found() -> None:
     assert world.until(keepers.LONGEST_BACKOFF) == Action("catch-up", ("one",))
 
 
+def test_a_primary_that_did_not_answer_for_a_moment() -> None:
+    world = World(secondary())
+    world.writes += 1
+    unread = Facts(True, False, (secondary(state="unknown", here=None, interval=0.0, copied=False),), assembled=False)
+    world.seen = unread
+    world.keeper.plugged(world.now)
+    assert world.until(10 * INTERVAL) is None, "nothing can be copied from it"
+    assert not world.events("disk-went")
+    looks = sum(action.kind == "look" for action in world.started)
+    world.until(86400)
+    assert sum(action.kind == "look" for action in world.started) - looks == pytest.approx(
+        86400 / keepers.LONGEST_BACKOFF, abs=2
+    )
+    world.seen = facts(secondary(state="stale", lag=INTERVAL))
+    assert world.until(keepers.LONGEST_BACKOFF) == Action("catch-up", ("one",))
+
+
 @pytest.mark.parametrize("state", ["diverged", "failed", "missing", "away"])
 def test_what_cannot_be_caught_up_is_left_to_people(state: str) -> None:
     world = World(secondary(state=state, lag=1e6, here="8:0 1" if state in ("diverged", "failed") else None))
