@@ -30,7 +30,10 @@ class Campaign:
 
 # Where the same is done with more numbers, or for longer.
 _LONG = (
-    *(f"tests/vm/test_{name}.py" for name in ("eject", "era_live", "faulty_secondary", "space", "trust")),
+    *(
+        f"tests/vm/test_{name}.py"
+        for name in ("doubt", "eject", "era_live", "faulty_secondary", "space", "trust", "untracked")
+    ),
     *(f"tests/crash/test_{name}.py" for name in ("era_crash", "power_cuts")),
 )
 CAMPAIGNS = (
@@ -39,7 +42,10 @@ CAMPAIGNS = (
     Campaign(
         "kills",
         "tests.harness.suite",
-        ("tests/vm/test_journal.py::test_killed_anywhere", "tests/vm/test_crash.py"),
+        (
+            *(f"tests/vm/test_journal.py::test_killed_{how}" for how in ("anywhere", "at_each_step")),
+            "tests/vm/test_crash.py",
+        ),
         takes_seed=False,
     ),
     Campaign("long", "tests.harness.suite", _LONG, takes_seed=False),

@@ -54,7 +54,7 @@ def _dying(words: tuple[str, ...], point: int) -> int:
     return int(said or 0)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_create_that_is_killed(rig: Rig) -> None:
     """At several of its steps: then destroyed, or repeated on the same disks."""
     disks = [rig.cut(serial, SIZE) for serial in ("p0", "s0", "c0")]

@@ -123,12 +123,16 @@ def _fresh(rig: Rig, region: Region) -> None:
     "damage",
     [
         pytest.param(_flip(lambda _: 0, 200), id="superblock"),
-        pytest.param(_flip(lambda found: found.writeset_tree_root, 50), id="tree"),
-        pytest.param(_flip(lambda found: found.era_array_root, 4000), id="array"),
+        pytest.param(_flip(lambda found: found.writeset_tree_root, 50), id="tree", marks=pytest.mark.long),
+        pytest.param(_flip(lambda found: found.era_array_root, 4000), id="array", marks=pytest.mark.long),
         # The kernel alone needs these: it would find out in the middle of a commit, and fail the user's writes.
-        pytest.param(_flip(lambda found: found.space_map.bitmap_root, 20), id="space-map-index"),
-        pytest.param(_flip(lambda found: found.space_map.ref_count_root, 2000), id="ref-counts"),
-        pytest.param(_fresh, id="other"),
+        pytest.param(
+            _flip(lambda found: found.space_map.bitmap_root, 20), id="space-map-index", marks=pytest.mark.slow
+        ),
+        pytest.param(
+            _flip(lambda found: found.space_map.ref_count_root, 2000), id="ref-counts", marks=pytest.mark.long
+        ),
+        pytest.param(_fresh, id="other", marks=pytest.mark.slow),
     ],
 )
 def test_damaged_or_foreign_metadata(rig: Rig, damage: Callable[[Rig, Region], None]) -> None:
@@ -191,7 +195,9 @@ def test_the_secondary_put_back_from_an_image(rig: Rig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("offset", [0, MIB - 4 * KIB, BLOCKS * MIB - 4 * KIB])
+@pytest.mark.parametrize(
+    "offset", [0, *(pytest.param(at, marks=pytest.mark.long) for at in (MIB - 4 * KIB, BLOCKS * MIB - 4 * KIB))]
+)
 def test_a_member_written_elsewhere(rig: Rig, offset: int) -> None:
     """It marks nothing; the sample at the start finds what is in the first and the last MiB for certain."""
     make(rig)

@@ -64,7 +64,7 @@ def test_a_single_request_that_fails(rig: Rig, tmp_path: Path, kind: Kind, optio
         assert failed
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.long) for kind in KINDS[:-1]), KINDS[-1]])
 def test_requests_that_fail_for_longer(rig: Rig, tmp_path: Path, kind: Kind) -> None:
     """For a while, which may be over before the run is, and for ever."""
     with mirror(rig, tmp_path, SIZE, *SMALL) as disk:

@@ -162,7 +162,7 @@ def test_killed_at_the_steps_that_matter_most(rig: Rig, monkeypatch: pytest.Monk
     killed_at(rig, journaled, ["after checkpoint", "before data-flush"], ["before copy", "before super-write"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_at_each_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy, "CHECKPOINT_SECONDS", 0.01)
     killed_at(rig, JOURNALED, PASSING, DIRECT)
@@ -178,7 +178,7 @@ def test_killed_anywhere(rig: Rig, tmp_path: Path, part: int, monkeypatch: pytes
     started = time.monotonic()
     crash.die(None)
     usual = time.monotonic() - started
-    for _ in range(4):
+    for _ in range(2):
         with rig.writing(span=chance.choice([MIB, 9 * MIB]), pause_ms=chance.choice([20, 50])):
             some_kills(crash, 7, usual, note)
     rig.resync()

@@ -425,7 +425,7 @@ def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "fault", [pytest.param("linear", marks=pytest.mark.slow), pytest.param("copy", marks=pytest.mark.slow), "deaf"]
+    "fault", [pytest.param("linear", marks=pytest.mark.long), pytest.param("copy", marks=pytest.mark.long), "deaf"]
 )
 def test_a_stack_that_fails_the_canary(rig: Rig, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
