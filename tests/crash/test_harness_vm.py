@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The VM runner itself: every way a guest can end, and output that arrives whole."""
 
+import contextlib
 import hashlib
 import os
 import random
@@ -129,9 +130,11 @@ def start_runner(temporary: Path) -> "tuple[subprocess.Popen[bytes], int]":
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
-            # A child goes by its parent's name, then setpriv's, before it is QEMU.
-            if Path(f"/proc/{child}/comm").read_text().startswith("qemu"):
-                return process, int(child)
+            # A child goes by its parent's name, then setpriv's, before it is QEMU; one before is asked for its version.
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                name, argv = (Path(f"/proc/{child}/{what}").read_text() for what in ("comm", "cmdline"))
+                if name.startswith("qemu") and "-nodefaults" in argv.split("\0"):
+                    return process, int(child)
         time.sleep(0.02)
     raise AssertionError("QEMU did not start")
 
