@@ -5,7 +5,7 @@ Times are seconds, of a clock that only goes forward where they are moments.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -14,6 +14,8 @@ from dmsoft.mirror.views import Alert, State
 
 Tracking = Literal["ok", "filling", "failed", "suspended"]
 Kind = Literal["look", "pulse", "mark", "shed", "mend", "catch-up"]
+# Errors that another command, udev or we ourselves are the reason of.
+_PASSING: Final = frozenset({"busy", "cancelled", "dm-busy", "suspended", "udev-timeout"})
 
 
 class SecondaryFacts(msgspec.Struct, frozen=True):
@@ -95,6 +97,11 @@ class Failure(msgspec.Struct, frozen=True):
     code: str
     message: str
     exit_code: int = 1
+
+
+def waits(result: Result | Failure) -> bool:
+    """Whether nothing came of it because something else had to be waited for."""
+    return isinstance(result, Failure) and result.code in _PASSING
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from dmsoft.monitor.facts import (
     Result,
     SecondaryFacts,
     Shed,
+    waits,
 )
 from dmsoft.units import format_duration
 
@@ -52,8 +53,6 @@ ACT_SECONDS: Final = 120.0
 STILL_SECONDS: Final = 600.0
 TICK_SECONDS: Final = 10.0
 
-# Errors that another command, udev or we ourselves are the reason of.
-_PASSING: Final = frozenset({"busy", "cancelled", "dm-busy", "suspended", "udev-timeout"})
 _DONE: Final = frozenset({"current", "attached"})
 # What cannot wait for a copy that is under way, in the order of their urgency.
 _RESCUES: Final[tuple[Kind, ...]] = ("mark", "shed", "mend")
@@ -131,7 +130,7 @@ class Keeper:
             self.looker = None
         else:
             self.actor, self._cancelling = None, False
-            if action.kind not in _RESCUES or not _waits(result):  # else nothing was done
+            if action.kind not in _RESCUES or not waits(result):  # else nothing was done
                 self._look_at = min(self._look_at, now)
         match result:
             case Failure():
@@ -324,8 +323,7 @@ class Keeper:
             self.events.append(self._told(part, result))
             if care is None:
                 continue
-            care.urgent, care.failures, care.error, care.took = False, 0, None, seconds
-            care.retry_at = now
+            care.urgent, care.failures, care.error, care.took, care.retry_at = False, 0, None, seconds, now
             if care.facts.mode == "write-behind":
                 care.since, care.proved_writes = now, self._act_writes
             if result.converged:
@@ -342,22 +340,22 @@ class Keeper:
         )  # fmt: skip
 
     def _failed(self, action: Action, failure: Failure, now: float) -> None:
-        waits = _waits(failure)
+        passing = waits(failure)
         match action.kind:
             case "look":
-                self._look_at = min(self._look_at, now + (BUSY_SECONDS if waits else FIRST_BACKOFF))
+                self._look_at = min(self._look_at, now + (BUSY_SECONDS if passing else FIRST_BACKOFF))
             case "pulse":
                 self._pulsed_writes = None  # once more at the next tick
             case "mark" | "shed" | "mend" as kind:
                 later = MEND_SECONDS if kind == "mend" else FIRST_BACKOFF
-                self._rescues[kind] = now + (1.0 if waits else later)
-                if not waits:
+                self._rescues[kind] = now + (1.0 if passing else later)
+                if not passing:
                     self._alarms.note(kind, Alert("rescue-failed", failure.message))
             case "catch-up":
                 if failure.exit_code == MetadataError.exit_code:  # the record cannot be read, whatever the kernel says
                     self._want_mend(now)
                 for label in action.labels:
-                    if waits:
+                    if passing:
                         self._wait(label, now)
                     else:
                         self._missed(label, failure.message, now)
@@ -400,8 +398,3 @@ class Keeper:
             alert = None if care.error is None else Alert("catch-up-failed", f"{label}: {care.error}")
             self._alarms.note(f"copy {label}", alert)
         self.events += self._alarms.news()
-
-
-def _waits(result: Result | Failure) -> bool:
-    """Whether nothing came of it because something else had to be waited for."""
-    return isinstance(result, Failure) and result.code in _PASSING
