@@ -62,7 +62,7 @@ def _let_go(names: Names, node: Node, guard: Guard) -> bool:
         guard.arm()
         try:
             target.suspend(lockfs=False)
-            guard.deadline(_LEG_SECONDS)
+            guard.hurry(_LEG_SECONDS)
             cookie = target.resume(wait=False)
         finally:
             if not target.require().suspended:  # else it is the guard's turn

@@ -137,10 +137,14 @@ class Guard:
         self._say(b"arm\n")
 
     def deadline(self, seconds: float) -> None:
-        """What was armed is suspended, for so long at most. A guard that has died since keeps its caller from nothing:
-        to resume is the caller's alone then."""
+        """What was armed is suspended, for so long at most. Raises `DeviceError` when the guard is gone: nobody else
+        ends it in time."""
+        self._say(b"deadline %f\n" % seconds)
+
+    def hurry(self, seconds: float) -> None:
+        """As `deadline`, for a caller that resumes right away, which a guard that is gone must not keep it from."""
         with contextlib.suppress(DeviceError):
-            self._say(b"deadline %f\n" % seconds)
+            self.deadline(seconds)
 
     def disarm(self) -> None:
         with contextlib.suppress(DeviceError):

@@ -108,7 +108,7 @@ def swap(names: Names, guard: Guard, table: Table) -> float:
                 guard.disarm()
                 target.clear()
             raise
-        guard.deadline(_SWAP_SECONDS)
+        guard.hurry(_SWAP_SECONDS)
         verdict: health.Verdict | None = None
         try:
             verdict = health.verdict(target)

@@ -187,7 +187,7 @@ def _swap(running: Running, guard: Guard, table: Table) -> None:
         guard.arm()
         try:
             top.suspend(lockfs=False)
-            guard.deadline(DEADLINE_SECONDS)
+            guard.hurry(DEADLINE_SECONDS)
             cookie = resume_top(top, guard.way_out)
         except BaseException:
             _unless_suspended(top, guard)

@@ -246,7 +246,9 @@ def test_a_guard_that_is_gone_keeps_nobody_from_resuming() -> None:
     guard._in, guard._helper = writer, None
     with pytest.raises(DeviceError, match="is gone"):
         guard.arm()  # nothing is suspended yet
-    guard.deadline(2.0)
+    with pytest.raises(DeviceError, match="is gone"):
+        guard.deadline(2.0)  # nobody would end a barrier in time
+    guard.hurry(2.0)
     guard.disarm()
     os.close(writer)
 
