@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The era tools of Debian releases, unpacked with their libraries into a cache and never installed."""
 
-import fcntl
-import os
 import shutil
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.harness import archive
+from tests.harness.cached import cache_folder, exclusive
+from tests.harness.errors import HarnessError
 
 PACKAGE = "thin-provisioning-tools"
 # Its libraries; the C library comes along because an older machine's is too old for it.
@@ -24,7 +25,6 @@ _LIBRARIES = (
     "libpcre2-8-0",
     "libcap2",
 )
-_KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,12 @@ class EraInvalidate:
 
 def find(suite: str, series: str) -> EraInvalidate:
     """The tool of ``suite``: the installed one if it is of ``series`` (``0.9.``), else fetched once into the cache."""
-    installed = _call("dpkg-query", "-W", "-f", "${Version}", PACKAGE, check=False)
     present = shutil.which("era_invalidate", path="/usr/sbin:/usr/bin")
-    if present and installed.startswith(series):
+    if present and (installed := _installed()).startswith(series):
         return EraInvalidate(installed.partition("-")[0], (present,), (Path(present),))
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "dmsoft/tools"
+    base = cache_folder() / "tools"
     tree = base / f"{PACKAGE}-{suite}"
-    base.mkdir(parents=True, exist_ok=True)
-    with (base / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with exclusive(base):
         if not tree.exists():
             _fetch(suite, tree)
     version = (tree / "version").read_text()
@@ -61,32 +58,24 @@ def find(suite: str, series: str) -> EraInvalidate:
     return EraInvalidate(version, argv, (program, *(library.resolve() for library in libraries.iterdir())))
 
 
+def _installed() -> str:
+    """The version of the installed package, empty if there is none."""
+    try:
+        return archive.call("dpkg-query", "-W", "-f", "${Version}", PACKAGE)
+    except HarnessError:
+        return ""
+
+
 def _fetch(suite: str, tree: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=tree.parent) as name:
         folder = Path(name)
-        for part in ("lists/partial", "archives/partial", "tree"):
-            (folder / part).mkdir(parents=True)
-        (folder / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {_mirror()} {suite} main\n")
-        # Nothing of what is installed here counts.
-        (folder / "status").touch()
-        settings = {
-            "Dir::Etc::SourceList": folder / "sources.list",
-            "Dir::Etc::SourceParts": "-",
-            "Dir::State::Lists": folder / "lists",
-            "Dir::State::status": folder / "status",
-            "Dir::Cache": folder,
-            "Acquire::Languages": "none",
-            "APT::Sandbox::User": "root",
-        }
-        options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]
-        _call("apt-get", *options, "-qq", "update")
-        known = set(_call("apt-cache", *options, "pkgnames").split())
-        wanted = [name for name in (PACKAGE, *_LIBRARIES) if name in known]
-        _call("apt-get", *options, "-qq", "download", *wanted, cwd=folder)
-        for archive in folder.glob("*.deb"):
-            package, version, _ = archive.name.split("_")
+        (folder / "tree").mkdir()
+        apt = archive.Apt(folder, [suite])
+        known = set(apt.names())
+        for file in apt.download(*(name for name in (PACKAGE, *_LIBRARIES) if name in known)):
+            package, version, _ = file.name.split("_")
             # One folder each: merged, their /lib and /usr/lib would get into each other's way.
-            _call("dpkg-deb", "-x", str(archive), str(folder / "tree" / package))
+            archive.unpack(file, folder / "tree" / package)
             if package == PACKAGE:
                 (folder / "tree/version").write_text(version.partition("-")[0])
         (folder / "tree/libraries").mkdir()
@@ -95,20 +84,3 @@ def _fetch(suite: str, tree: Path) -> None:
             if not link.is_symlink():
                 link.symlink_to(Path("..") / library.relative_to(folder / "tree"))
         (folder / "tree").rename(tree)
-
-
-def _mirror() -> str:
-    """Where this machine gets Debian's main archive from."""
-    targets = _call("apt-get", "indextargets", "--format", "$(LABEL) $(REPO_URI)", "Created-By: Packages")
-    for line in targets.splitlines():
-        label, _, uri = line.partition(" ")
-        if label == "Debian":
-            return uri
-    raise RuntimeError("apt has no lists of Debian's archive; run apt-get update")
-
-
-def _call(*argv: str, cwd: Path | None = None, check: bool = True) -> str:
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise RuntimeError(f"{argv[0]} failed: {done.stderr.strip()}")
-    return done.stdout

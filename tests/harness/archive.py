@@ -11,10 +11,12 @@ _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 
 class Apt:
-    """apt with lists and sources of its own: the machine's configuration is read for the mirror, never changed."""
+    """apt with lists and sources of its own: the machine's configuration is read for the mirror, never changed. Nothing
+    of what is installed there counts."""
 
     def __init__(self, folder: Path, suites: Sequence[str]) -> None:
         self._folder = folder
+        (folder / "status").touch()
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True)
         signed = f"[signed-by={_KEYRING}]"
@@ -24,6 +26,7 @@ class Apt:
             "Dir::Etc::SourceList": folder / "sources.list",
             "Dir::Etc::SourceParts": "-",
             "Dir::State::Lists": folder / "lists",
+            "Dir::State::status": folder / "status",
             "Dir::Cache": folder,
             "Acquire::Languages": "none",
             "Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled": "false",
@@ -34,7 +37,7 @@ class Apt:
         self._options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
         call("apt-get", *self._options, "-qq", "update")
 
-    def names(self, prefix: str) -> list[str]:
+    def names(self, prefix: str = "") -> list[str]:
         return call("apt-cache", *self._options, "pkgnames", prefix).split()
 
     def download(self, *packages: str) -> list[Path]:

@@ -104,7 +104,7 @@ def _kernel_command_line(hardware: Hardware) -> list[str]:
         "watchdog_thresh=60",
         # On a busy host the check that an emulated timer ticks fails now and then, and the kernel panics over it.
         "no_timer_check",
-        # What an emulated CPU need not do: a boot is a fifth shorter.
+        # What an emulated CPU need not do.
         "mitigations=off",
         "init_on_alloc=0",
         "apparmor=0",
