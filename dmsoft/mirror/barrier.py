@@ -107,6 +107,8 @@ def barrier(
     What udev does about the resume is waited for, or with ``await_udev`` false no sooner than the next barrier of this
     guard or its end: good where the top was resumed as it was, and nothing comes after it that needs a new link.
     """
+    import numpy  # noqa: F401 - what is done inside may need it, and can then not have it read from a disk
+
     guard.settle()
     top, lower = device(names.top, inner=False), device(names.lower)
     state = Barrier(names, top, lower, guard)

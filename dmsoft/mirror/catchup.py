@@ -20,9 +20,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from dmsoft.era.blocks import BlockSet
 from dmsoft.era.reader import EraReader
@@ -41,6 +39,9 @@ from dmsoft.resync.journal import needed
 from dmsoft.resync.throttle import Throttle
 from dmsoft.threads import require_room
 from dmsoft.units import MIB, format_size
+
+if TYPE_CHECKING:
+    from dmsoft.resync.extents import Rows
 
 MAX_STAGING_BYTES = 128 * MIB
 _STAGING_MORE = 8 * MIB
@@ -131,7 +132,7 @@ class Run:
             union |= job.owed
         return union
 
-    def _rows(self) -> npt.NDArray[np.int64]:
+    def _rows(self) -> "Rows":
         nothing = BlockSet.empty(self.jobs[0].owed.nr_blocks)
         alive = self.alive
         return runs([job.owed if job in alive else nothing for job in self.jobs])

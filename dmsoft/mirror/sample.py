@@ -8,8 +8,6 @@ and some clean blocks drawn at random must be equal; one that is not makes the s
 import random
 from collections.abc import Callable
 
-import numpy as np
-
 from dmsoft.era.blocks import BlockSet
 from dmsoft.resync.buffers import aligned_buffer
 from dmsoft.resync.copy import Side, read_all
@@ -47,6 +45,8 @@ def differing(
     While the mirror runs a clean block may be written between the two reads; ``now_stale`` is asked again before a
     difference counts.
     """
+    import numpy as np
+
     ours, theirs = aligned_buffer(_BYTES_EACH), aligned_buffer(_BYTES_EACH)
     wanted = places(stale, block_bytes=block_bytes, data_bytes=data_bytes, chance=chance or random.SystemRandom())
     for offset, length in wanted:

@@ -7,12 +7,11 @@ written to next, and a read under way would then end up in the other process.
 """
 
 import contextlib
+import ctypes
 import mmap
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from dmsoft.units import GIB, MIB
 
@@ -30,12 +29,13 @@ def aligned_buffer(size_bytes: int, *, huge: bool = False, present: bool = False
     memory.madvise(mmap.MADV_DONTFORK)
     start = 0
     if huge:
-        start = -np.frombuffer(memory, np.uint8).ctypes.data % _HUGE_BYTES
+        start = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % _HUGE_BYTES
     with contextlib.suppress(OSError):  # a kernel without huge pages
         memory.madvise(mmap.MADV_HUGEPAGE if huge else mmap.MADV_NOHUGEPAGE)
     view = memoryview(memory)[start : start + size_bytes]
     if present:
-        np.frombuffer(view, np.uint8)[:: mmap.PAGESIZE] = 0
+        touched = view[:: mmap.PAGESIZE]
+        touched[:] = bytes(len(touched))
     return view
 
 
@@ -50,6 +50,8 @@ class Keeper:
 
     def keep(self, views: Sequence[memoryview]) -> list[memoryview] | None:
         """Copies of them, aligned as long as all their sizes are multiples of 512; None if there is no room."""
+        import numpy as np
+
         size = sum(map(len, views))
         with self._lock:
             if size > len(self._slab) and not self._grow(size):

@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from dmsoft.errors import DmsoftError
 from dmsoft.resync.buffers import aligned_buffer
 from dmsoft.resync.extents import Request, batches
@@ -274,6 +272,8 @@ class Copier:
             self.tally.written[index] += sum(len(view) for _, view in pieces)
 
     def _differs(self, target: Side, piece: Piece, theirs: memoryview) -> bool:
+        import numpy as np
+
         offset, data = piece
         view = theirs[: len(data)]
         read_all(target, view, offset)

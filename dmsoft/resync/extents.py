@@ -7,12 +7,15 @@ that a block which several miss is read once and written to each.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Final
 
 from dmsoft.era.blocks import BlockSet
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Rows = NDArray[np.int64]
 
 # Blocks (whole words of 64) and rows that are looked at together: what that takes on the way stays within some MiB.
 _WINDOW: Final = 1 << 18
@@ -28,10 +31,12 @@ class Request:
     targets: int
 
 
-def runs(sets: Sequence[BlockSet]) -> npt.NDArray[np.int64]:
+def runs(sets: Sequence[BlockSet]) -> "Rows":
     """Rows (first block, count, target mask) of the union of up to 62 sets, ascending, cut where the mask changes."""
+    import numpy as np
+
     nr_blocks = sets[0].nr_blocks if sets else 0
-    found: list[npt.NDArray[np.int64]] = []
+    found: list[Rows] = []
     for first in range(0, nr_blocks, _WINDOW):
         rows = _runs([each.window(first, min(_WINDOW, nr_blocks - first)) for each in sets])
         rows[:, 0] += first
@@ -42,12 +47,14 @@ def runs(sets: Sequence[BlockSet]) -> npt.NDArray[np.int64]:
     return np.concatenate([np.empty((0, 3), np.int64), *found])
 
 
-def _touch(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> bool:
+def _touch(one: "Rows", other: "Rows") -> bool:
     """Whether two rows that follow each other are one."""
     return bool(one[0] + one[1] == other[0] and one[2] == other[2])
 
 
-def _runs(sets: Sequence[BlockSet]) -> npt.NDArray[np.int64]:
+def _runs(sets: Sequence[BlockSet]) -> "Rows":
+    import numpy as np
+
     extents = [each.extents() for each in sets]
     bounds = np.unique(np.concatenate([np.cumsum(e, axis=1).ravel() for e in extents]))
     if len(bounds) == 0:
@@ -58,13 +65,11 @@ def _runs(sets: Sequence[BlockSet]) -> npt.NDArray[np.int64]:
         change[np.searchsorted(bounds, extent.sum(axis=1))] -= 1 << bit
     masks = np.cumsum(change)[:-1]
     table = np.column_stack((bounds[:-1], np.diff(bounds), masks))
-    kept: npt.NDArray[np.int64] = table[masks != 0]
+    kept: Rows = table[masks != 0]
     return kept
 
 
-def requests(
-    rows: npt.NDArray[np.int64], *, block_bytes: int, data_bytes: int, request_bytes: int
-) -> Iterator[Request]:
+def requests(rows: "Rows", *, block_bytes: int, data_bytes: int, request_bytes: int) -> Iterator[Request]:
     """The rows as byte ranges of at most ``request_bytes``, the last one cut at the end of the data region."""
     for at in range(0, len(rows), _ROWS):
         for first, count, mask in rows[at : at + _ROWS].tolist():
@@ -75,9 +80,9 @@ def requests(
                 offset += length
 
 
-def count(rows: npt.NDArray[np.int64], *, block_bytes: int, data_bytes: int, request_bytes: int) -> int:
+def count(rows: "Rows", *, block_bytes: int, data_bytes: int, request_bytes: int) -> int:
     """How many requests `requests` makes of the rows."""
-    ends = np.minimum((rows[:, 0] + rows[:, 1]) * block_bytes, data_bytes)
+    ends = ((rows[:, 0] + rows[:, 1]) * block_bytes).clip(max=data_bytes)
     return int((-((rows[:, 0] * block_bytes - ends) // request_bytes)).sum())
 
 

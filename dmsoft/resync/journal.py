@@ -20,10 +20,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING, Protocol
 
 from dmsoft.errors import DeviceError
 from dmsoft.member import record as records
@@ -47,6 +44,9 @@ from dmsoft.resync.segments import DESCRIPTOR_BYTES, Descriptor
 from dmsoft.resync.steps import step
 from dmsoft.threads import launch
 from dmsoft.units import KIB, MIB
+
+if TYPE_CHECKING:
+    from dmsoft.resync.extents import Rows
 
 _WORKERS = 4
 _SLACK_BYTES = 64 * KIB
@@ -238,7 +238,7 @@ class Journal:
         self.disk.flush()
 
 
-def needed(rows: npt.NDArray[np.int64], bit: int, *, block_bytes: int) -> int:
+def needed(rows: "Rows", bit: int, *, block_bytes: int) -> int:
     """The most room in a journal that the blocks of target ``bit`` can take, of those that `runs` gave.
 
     A segment holds what was gathered at a time, and no two that follow each other would have gone into one; or it holds

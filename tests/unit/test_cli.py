@@ -320,7 +320,10 @@ def test_a_signal_asks_a_resync_to_stop(number: int, monkeypatch: pytest.MonkeyP
 
 def test_status_alone_does_not_load_what_it_does_not_need() -> None:
     """It is run often, by scripts."""
-    program = "import sys; from dmsoft.cli import run; run(['status', '--help']); print(*sys.modules)"
+    program = (
+        "import sys; from dmsoft.cli import run; import dmsoft.mirror.observe; run(['status', '--help']); "
+        "print(*sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
     assert cli.__name__ in loaded
