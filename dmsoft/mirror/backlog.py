@@ -2,20 +2,23 @@
 """What a raid1 still has to write behind, made small before the lower is suspended.
 
 A suspend of the raid1 waits for every behind write, and meanwhile the primary's writes wait for it. So a delay leg
-lets go of what it holds first, and a leg whose disk is slow gets a while to catch up; one that hangs is left coupled.
+lets go of what it holds first, and a leg whose disk is slow gets a while to catch up; one whose disk hangs is left
+coupled, and as it is: the suspend of a leg would hang as well.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from dmsoft.dm.targets import Delay, Linear, Table, single
-from dmsoft.errors import BusyError
+from dmsoft.dm.device import Device
+from dmsoft.dm.targets import Delay, Linear, single
+from dmsoft.errors import BusyError, NotFoundError
+from dmsoft.inventory.sysfs import HOST, BlockDevice
+from dmsoft.mirror import hung
 from dmsoft.mirror.execute import device
 from dmsoft.mirror.guard import Guard
 from dmsoft.mirror.lock import locked
-from dmsoft.mirror.names import Names, Node
-from dmsoft.units import Sectors
+from dmsoft.mirror.names import Names
 
 _LOCK_SECONDS = 30.0
 # From the suspend of a leg to its resume nothing is waited for.
@@ -42,23 +45,26 @@ def shrink(names: Names, labels: Sequence[str], guard: Guard) -> list[str]:
 
     Returns the labels of delay legs, which are linear afterwards. Raises `BacklogError` with everything coupled still.
     """
-    changed = [label for label in labels if _let_go(names, names.leg(label), guard)]
+    changed = [label for label in labels if _let_go(names, label, guard)]
     for label in labels:
         settle(names, label)
     return changed
 
 
-def _let_go(names: Names, node: Node, guard: Guard) -> bool:
-    """Replace dm-delay by linear: as it is suspended it sends on at once what it holds."""
-    target = device(node)
+def _let_go(names: Names, label: str, guard: Guard) -> bool:
+    """Replace dm-delay by linear: as it is suspended it sends on at once what it holds, and waits for that."""
+    target = device(names.leg(label))
+    if (delay := _delay(target)) is None:
+        return False
+    way = delay.write or delay  # a delay's table, unlike a raid1's, is what was loaded
+    if _keeps_a_read(way.device):
+        raise _too_far(label, "does not answer")
+    _settle(label, way.device)
     with locked(names.mirror_uuid, "kernel", timeout=_LOCK_SECONDS, name=names.name):
         info = target.info()
         if info is None or not info.live_table or info.suspended:
             return False
-        (line,) = target.table()
-        if line.kind != "delay":
-            return False
-        target.load(_direct(line.segment().target, line.length))
+        target.load(single(target.table()[0].length, Linear(way.device, way.offset)))
         guard.arm()
         try:
             target.suspend(lockfs=False)
@@ -73,39 +79,63 @@ def _let_go(names: Names, node: Node, guard: Guard) -> bool:
     return True
 
 
-def _direct(target: object, length: Sectors) -> Table:
-    """The way of the writes without the delay; a delay's table, unlike a raid1's, is what was loaded."""
-    if not isinstance(target, Delay):
-        raise TypeError(f"{target} is no delay")
-    way = target.write or target
-    return single(length, Linear(way.device, way.offset))
+def _delay(target: Device) -> Delay | None:
+    info = target.info()
+    if info is None or not info.live_table:
+        return None
+    (line,) = target.table()
+    found = line.segment().target if line.kind == Delay.kind else None
+    return found if isinstance(found, Delay) else None
 
 
 def settle(names: Names, label: str) -> None:
     """Give one leg a while until little is under way on it. Raises `BacklogError`."""
+    info = device(names.leg(label)).info()
+    if info is not None:
+        _settle(label, info.number)
+
+
+def _settle(label: str, number: str) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
-    node = names.leg(label)
-    while (left := expected(lambda: requests(node), time.sleep)) > _SHORT_SECONDS:
+    while (left := expected(lambda: requests(number), time.sleep)) > _SHORT_SECONDS:
         if time.monotonic() < deadline:
             continue
         if left <= LONGEST_SECONDS:
             return
         what = "does not answer" if left == float("inf") else f"has writes for {left:.0f} s before it"
-        raise BacklogError(
-            f"The disk of {label} {what}, and to uncouple it the primary would have to wait for that.",
-            hint="Try again when less is written to the mirror, or unplug that disk.",
-        )
+        raise _too_far(label, what)
 
 
-def requests(node: Node) -> tuple[int, int]:
+def _too_far(label: str, what: str) -> BacklogError:
+    return BacklogError(
+        f"The disk of {label} {what}, and to uncouple it the primary would have to wait for that.",
+        hint="Try again when less is written to the mirror, or unplug that disk.",
+    )
+
+
+def requests(number: str) -> tuple[int, int]:
     """Requests under way on a device, and those it has done so far (Documentation/block/stat.rst); none for a device
     that is not there. One that somebody has suspended counts none of those that it keeps, and does none."""
-    info = device(node).info()
-    if info is None:
+    try:
+        suspended = _by_number(number).suspended
+        words = Path(f"/sys/dev/block/{number}/stat").read_text().split()
+    except (NotFoundError, OSError):
         return 0, 0
-    words = Path(f"/sys/dev/block/{info.number}/stat").read_text().split()
     under_way, done = int(words[8]), int(words[0]) + int(words[4])
-    return (max(1, under_way) if info.suspended else under_way), done
+    return (max(1, under_way) if suspended else under_way), done
+
+
+def _keeps_a_read(number: str) -> bool:
+    """Whether somebody has asked that disk in vain."""
+    try:
+        return hung.has_thread(hung.disk_of(_by_number(number)))
+    except NotFoundError:
+        return False
+
+
+def _by_number(number: str) -> BlockDevice:
+    major, minor = number.split(":")
+    return HOST.by_number(int(major), int(minor))
 
 
 def expected(look: Callable[[], tuple[int, int]], sleep: Callable[[float], None]) -> float:

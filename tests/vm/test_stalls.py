@@ -76,13 +76,15 @@ def test_a_delay_leg_lets_go_when_it_is_uncoupled(rig: Rig) -> None:
 
 
 @pytest.mark.slow
-def test_a_leg_that_hangs_stays_coupled(rig: Rig) -> None:
-    """To uncouple it would stop the primary for as long as the disk hangs."""
+@pytest.mark.parametrize("via", ["direct", "delay:300"])
+def test_a_leg_that_hangs_stays_coupled(rig: Rig, via: str) -> None:
+    """To uncouple it would stop the primary for as long as the disk hangs; and to have a delay let go of what it holds,
+    the command."""
     size = sh("blockdev", "--getsz", rig.disks["s0"]).strip()
     slow = f"0 {size} delay {rig.disks['s0']} 0 0 {rig.disks['s0']} 0 "
     sh("dmsetup", "create", "slow", "--table", slow + "0")
     try:
-        rig.create(*MODE, "--via", "direct", one="/dev/mapper/slow")
+        rig.create(*MODE, "--via", via, one="/dev/mapper/slow")
         rig.resync()
         _reload("slow", slow + "600000")
         with Apart(rig) as writer:
