@@ -8,6 +8,7 @@ the kernel's Documentation/ABI/stable/sysfs-block; ``size`` is in 512-byte secto
 import errno
 import os
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -81,21 +82,25 @@ class Sysfs:
 
     def __init__(self, root: Path = Path("/sys")) -> None:
         self.root = root
+        # Text from here on: each step of a path object takes as long as the read of an attribute.
+        self._block = os.path.join(root, "class/block")
 
-    def names(self) -> list[str]:
-        """Kernel names of every block device that has a number; raises `DeviceError` when sysfs is not there."""
+    def names(self, prefix: str = "") -> list[str]:
+        """Kernel names, beginning with ``prefix``, of all block devices that have a number; raises `DeviceError` when
+        sysfs is not there."""
         try:
-            found = os.listdir(self.root / "class/block")
+            found = os.listdir(self._block)
         except OSError as err:
             raise DeviceError(f"The list of block devices cannot be read: {err}.", hint="Mount sysfs at /sys.") from err
-        return sorted((name for name in found if (self._directory(name) / "dev").exists()), key=_natural)
+        found = [name for name in found if name.startswith(prefix)]
+        return sorted((name for name in found if os.path.exists(f"{self._directory(name)}/dev")), key=_natural)
 
     def device(self, name: str) -> BlockDevice:
         """The device of that kernel name; raises `NotFoundError`, or `DeviceError` when it cannot be described."""
         directory = self._directory(name)
         try:
-            real = directory.resolve(strict=True)
-            return _describe(name, real)
+            # Sysfs has one link on the way, and no other in what it leads to.
+            return _describe(name, os.path.normpath(os.path.join(self._block, os.readlink(directory))))
         except (OSError, ValueError) as err:
             if isinstance(err, OSError) and err.errno in (errno.ENOENT, errno.ENODEV):
                 raise NotFoundError(f"There is no block device named {name}.", hint=_LIST_HINT) from err
@@ -103,9 +108,8 @@ class Sysfs:
 
     def by_number(self, major: int, minor: int) -> BlockDevice:
         """The device of that number; raises like `device`."""
-        link = self.root / "dev/block" / f"{major}:{minor}"
         try:
-            name = os.path.basename(os.readlink(link))
+            name = os.path.basename(os.readlink(os.path.join(self.root, f"dev/block/{major}:{minor}")))
         except OSError as err:
             raise NotFoundError(f"The kernel has no block device {major}:{minor}.", hint=_LIST_HINT) from err
         return self.device(name)
@@ -141,10 +145,10 @@ class Sysfs:
         """Whether a read of ``device`` would wait for something that is suspended. Raises like `below`."""
         return any(each.suspended for each in (device, *self.below(device)))
 
-    def _directory(self, name: str) -> Path:
+    def _directory(self, name: str) -> str:
         if not name or name in {".", ".."} or "/" in name:
             raise NotFoundError(f"'{name}' is not the name of a block device.", hint=_LIST_HINT)
-        return self.root / "class/block" / name
+        return f"{self._block}/{name}"
 
 
 _LIST_HINT: Final = "See `dmsoft devices` for what this machine has."
@@ -182,55 +186,57 @@ def _what(mode: int) -> str:
     return "a character device" if stat.S_ISCHR(mode) else "a special file"
 
 
-def _describe(name: str, directory: Path) -> BlockDevice:
+def _describe(name: str, directory: str) -> BlockDevice:
     """Read one device's directory; FileNotFoundError when the device went away, ValueError on nonsense."""
-    major, minor = (int(part) for part in _required(directory / "dev").split(":"))
-    is_partition = (directory / "partition").exists()
+    major, minor = (int(part) for part in _required(f"{directory}/dev").split(":"))
+    inside = set(os.listdir(directory))
+    is_partition = "partition" in inside
     # A partition has no queue and no drive of its own: those of its disk hold for it.
-    disk = directory.parent if is_partition else directory
+    disk = os.path.dirname(directory) if is_partition else directory
+    is_dm = "dm" in inside
     return BlockDevice(
         name=name,
         path="/dev/" + name.replace("!", "/"),
         major=major,
         minor=minor,
-        size_bytes=int(_required(directory / "size")) * SECTOR,
-        kind=_kind(major, directory, is_partition),
-        read_only=_required(directory / "ro") != "0",
-        removable=_flag(disk / "removable"),
-        rotational=_flag(disk / "queue/rotational"),
-        logical_block_bytes=int(_text(disk / "queue/logical_block_size") or SECTOR),
-        physical_block_bytes=int(_text(disk / "queue/physical_block_size") or SECTOR),
-        model=_text(disk / "device/model"),
-        serial=_text(disk / "device/serial") or _text(disk / "serial"),
-        wwid=_text(disk / "device/wwid") or _text(disk / "wwid"),
+        size_bytes=int(_required(f"{directory}/size")) * SECTOR,
+        kind=_kind(major, directory, inside),
+        read_only=_required(f"{directory}/ro") != "0",
+        removable=_flag(f"{disk}/removable"),
+        rotational=_flag(f"{disk}/queue/rotational"),
+        logical_block_bytes=int(_text(f"{disk}/queue/logical_block_size") or SECTOR),
+        physical_block_bytes=int(_text(f"{disk}/queue/physical_block_size") or SECTOR),
+        model=_text(f"{disk}/device/model"),
+        serial=_text(f"{disk}/device/serial") or _text(f"{disk}/serial"),
+        wwid=_text(f"{disk}/device/wwid") or _text(f"{disk}/wwid"),
         bus=_bus(disk),
-        parent=disk.name if is_partition else None,
-        partitions=() if is_partition else _partitions(directory),
-        holders=_listing(directory / "holders"),
-        slaves=_listing(directory / "slaves"),
-        dm_name=_text(directory / "dm/name"),
-        dm_uuid=_text(directory / "dm/uuid"),
-        suspended=_flag(directory / "dm/suspended"),
-        backing_file=_line(directory / "loop/backing_file"),
+        parent=os.path.basename(disk) if is_partition else None,
+        partitions=() if is_partition else _partitions(directory, inside),
+        holders=_listing(f"{directory}/holders"),
+        slaves=_listing(f"{directory}/slaves"),
+        dm_name=_text(f"{directory}/dm/name") if is_dm else None,
+        dm_uuid=_text(f"{directory}/dm/uuid") if is_dm else None,
+        suspended=is_dm and _flag(f"{directory}/dm/suspended"),
+        backing_file=_line(f"{directory}/loop/backing_file") if "loop" in inside else None,
         sequence=_sequence(disk),
     )
 
 
-def _kind(major: int, directory: Path, is_partition: bool) -> Kind:
-    if is_partition:
+def _kind(major: int, directory: str, inside: Collection[str]) -> Kind:
+    if "partition" in inside:
         return "partition"
-    if (directory / "dm").is_dir():
+    if "dm" in inside:
         return "dm"
-    if (directory / "md").is_dir():
+    if "md" in inside:
         return "md"
-    if directory.name.startswith("zram"):
+    if os.path.basename(directory).startswith("zram"):
         return "zram"
     return _MAJORS.get(major, "disk")
 
 
-def _bus(disk: Path) -> str | None:
+def _bus(disk: str) -> str | None:
     """How the disk is attached, from the chain of devices its sysfs path names; None for virtual devices."""
-    parts = disk.parts
+    parts = disk.split("/")
     if "virtual" in parts:
         return None
     for bus in ("usb", "nvme", "virtio", "mmc", "ata", "firewire"):
@@ -239,23 +245,24 @@ def _bus(disk: Path) -> str | None:
     return None
 
 
-def _partitions(directory: Path) -> tuple[str, ...]:
+def _partitions(directory: str, inside: Collection[str]) -> tuple[str, ...]:
     # The kernel names a partition after its disk; to ask every attribute would take longer than all the rest.
-    candidates = (name for name in os.listdir(directory) if name.startswith(directory.name))
-    return tuple(sorted((name for name in candidates if (directory / name / "partition").exists()), key=_natural))
+    disk = os.path.basename(directory)
+    found = [name for name in inside if name.startswith(disk) and os.path.exists(f"{directory}/{name}/partition")]
+    return tuple(sorted(found, key=_natural))
 
 
-def _listing(directory: Path) -> tuple[str, ...]:
+def _listing(directory: str) -> tuple[str, ...]:
     try:
         return tuple(sorted(os.listdir(directory), key=_natural))
     except FileNotFoundError:
         # Partitions have no slaves directory. A missing holders directory means the device itself went away.
-        if directory.name == "holders":
+        if directory.endswith("/holders"):
             raise
         return ()
 
 
-def _read(path: Path) -> bytes:
+def _read(path: str) -> bytes:
     """An attribute, which the kernel gives in one read; a file object would take several times as long."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -264,11 +271,11 @@ def _read(path: Path) -> bytes:
         os.close(fd)
 
 
-def _required(path: Path) -> str:
+def _required(path: str) -> str:
     return _read(path).decode("utf-8", "replace").strip()
 
 
-def _text(path: Path) -> str | None:
+def _text(path: str) -> str | None:
     """The contents of an attribute that not every device has; None when it is missing, empty or fails to read.
 
     Some drivers answer an attribute with EIO or ENXIO (a drive that was unplugged); none of those read this way
@@ -281,7 +288,7 @@ def _text(path: Path) -> str | None:
     return printable(" ".join(text.split())) or None
 
 
-def _line(path: Path) -> str | None:
+def _line(path: str) -> str | None:
     """A path that the kernel gives, exactly, as the file system encodes it; None when there is none."""
     try:
         return os.fsdecode(_read(path).removesuffix(b"\n")) or None
@@ -289,18 +296,18 @@ def _line(path: Path) -> str | None:
         return None
 
 
-def _flag(path: Path) -> bool:
+def _flag(path: str) -> bool:
     return (_text(path) or "0") != "0"
 
 
-def _sequence(disk: Path) -> int | None:
-    text = _text(disk / "diskseq")
+def _sequence(disk: str) -> int | None:
+    text = _text(f"{disk}/diskseq")
     return int(text) if text else None
 
 
 def printable(text: str) -> str:
     """``text`` that came from a disk or a user, without anything that a terminal or JSON could choke on."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+    return text if text.isprintable() else "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _natural(name: str) -> tuple[str, int, str]:

@@ -6,10 +6,11 @@ the kernel keeps to itself (a mount in another namespace, a claim by a module) s
 which is the gate's part.
 """
 
+import glob
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -61,19 +62,22 @@ class Usage:
             raise DeviceError(f"What is in use cannot be read: {err}.") from err
         return cls(sysfs, _mounted(mounts, sysfs), _swapped(swaps, sysfs), _loops(sysfs), _btrfs(sysfs))
 
-    def uses(self, device: BlockDevice) -> list[Use]:
-        """Every use of ``device``, of its partitions, and of the whole disk it is a partition of.
+    def uses(self, device: BlockDevice, but: Callable[[BlockDevice], bool] = lambda _: False) -> list[Use]:
+        """Every use of ``device``, of its partitions, and of the whole disk it is a partition of; ``but`` says which
+        holders of the device itself do not count.
 
         Raises `DeviceError` or `NotFoundError` when a device that has to be looked at cannot be.
         """
-        found = list(self._direct(device, ""))
+        found = list(self._direct(device, "", but))
         for name in device.partitions:
             found += self._direct(self.sysfs.device(name), f"its partition {name} is ")
         if device.parent is not None:
             found += self._direct(self.sysfs.device(device.parent), f"its disk {device.parent} is ")
         return found
 
-    def _direct(self, device: BlockDevice, prefix: str) -> Iterator[Use]:
+    def _direct(
+        self, device: BlockDevice, prefix: str, but: Callable[[BlockDevice], bool] = lambda _: False
+    ) -> Iterator[Use]:
         for mountpoint in self.mounts.get(device.number, ()):
             yield Use("mounted", device.name, f"{prefix}mounted at {printable(mountpoint)}")
         if device.name in self.btrfs and device.number not in self.mounts:
@@ -82,7 +86,8 @@ class Usage:
             yield Use("swap", device.name, f"{prefix}in use as swap")
         for name in device.holders:
             holder = self.sysfs.device(name)
-            yield Use("held", device.name, f"{prefix}held by {self._chain(holder)}", holder)
+            if not but(holder):
+                yield Use("held", device.name, f"{prefix}held by {self._chain(holder)}", holder)
         for loop in self.loops.get(device.number, ()):
             yield Use("held", device.name, f"{prefix}held by {self._chain(loop)}", loop)
 
@@ -171,9 +176,9 @@ def _swapped(paths: list[str], sysfs: Sysfs) -> frozenset[Number]:
 def _loops(sysfs: Sysfs) -> dict[Number, tuple[BlockDevice, ...]]:
     """Loop devices whose backing file is itself a block device: they claim nothing, so no holder shows them."""
     found: dict[Number, tuple[BlockDevice, ...]] = {}
-    for name in sysfs.names():
+    for name in sysfs.names("loop"):
         # Describing every device of a large machine would take longer than all the rest of the gate.
-        if not (sysfs.root / "class/block" / name / "loop/backing_file").exists():
+        if not os.path.exists(os.path.join(sysfs.root, f"class/block/{name}/loop/backing_file")):
             continue
         try:
             device = sysfs.device(name)
@@ -187,7 +192,8 @@ def _loops(sysfs: Sysfs) -> dict[Number, tuple[BlockDevice, ...]]:
 
 def _btrfs(sysfs: Sysfs) -> frozenset[str]:
     """Kernel names of the devices of every mounted btrfs; mountinfo names one of each at most."""
-    return frozenset(link.name for link in (sysfs.root / "fs/btrfs").glob("*/devices/*"))
+    places = os.path.join(glob.escape(os.fspath(sysfs.root)), "fs/btrfs/*/devices/*")
+    return frozenset(map(os.path.basename, glob.iglob(places)))
 
 
 def _number_of(path: str, sysfs: Sysfs) -> Number | None:

@@ -26,7 +26,7 @@ from dmsoft.inventory.signatures import Signature
 from dmsoft.inventory.sysfs import HOST, BlockDevice, Sysfs, block_device
 from dmsoft.inventory.udev import HOST as HOST_UDEV
 from dmsoft.inventory.udev import Udev
-from dmsoft.inventory.usage import Usage, Use
+from dmsoft.inventory.usage import Usage
 from dmsoft.member import header
 from dmsoft.member.claim import Claim, claim, open_readonly
 from dmsoft.member.disk import ALIGNMENT, FdDisk
@@ -55,6 +55,9 @@ Purpose = Literal["new", "member"]
 # The prefix of the device-mapper uuids of one mirror: "DMSOFT-", its uuid, "-".
 _OWN_PREFIX_START: Final = "DMSOFT-"
 _OWN_PREFIX_LENGTH: Final = 40
+
+# What was around the headers in which nothing foreign was found, by number and sequence of the device.
+_empty: dict[tuple[tuple[int, int], int | None], bytes] = {}
 
 _IDENTITY_HINT: Final = "See `dmsoft devices` for where each member is now."
 
@@ -216,11 +219,7 @@ def _check_answers(path: str, device: BlockDevice, purpose: Purpose, sysfs: Sysf
 
 def _check_use(path: str, device: BlockDevice, prefix: str | None, sysfs: Sysfs) -> None:
     """Refuse what is in use; our own devices may hold the device itself, never a part or the whole of it."""
-    uses: list[Use] = [
-        use
-        for use in Usage.read(sysfs).uses(device)
-        if not (use.device == device.name and use.holder is not None and _is_own(use.holder, prefix))
-    ]
+    uses = Usage.read(sysfs).uses(device, but=lambda holder: _is_own(holder, prefix))
     # A mount says more to a person than the device in between that carries it.
     for kind, (refusal, hint) in _USE_ERRORS.items():
         reasons = [use.text for use in uses if use.kind == kind]
@@ -288,12 +287,28 @@ def _check_member(
         )
     with _doubt_is_no(claimed.path):
         scan = header.read(claimed)
-        # Behind the header lie regions of ours, whose contents may well look like something.
-        probed = signatures.signatures(claimed.probe_path)
-        found = [one for one in probed if one.offset is not None and one.offset < HEADER_BYTES]
+        found = _foreign(claimed, scan)
     if found and not force:
         raise _signature(claimed, found)
     return Findings(scan)
+
+
+def _foreign(claimed: Claim, scan: Scan) -> list[Signature]:
+    """Signatures where the header is; behind it lie regions of ours, whose contents may well look like something.
+
+    The programs that look for them take half of the time of a gate that a command passes several times, so they are
+    asked again only if anything there but the header itself is no longer what it was when they found nothing.
+    """
+    key = (claimed.device.number, claimed.device.sequence)
+    whole = all(copy.status == "ok" for copy in scan.copies)
+    around = header.surroundings(claimed) if whole else None
+    if around is not None and _empty.get(key) == around:
+        return []
+    probed = signatures.signatures(claimed.probe_path)
+    found = [one for one in probed if one.offset is not None and one.offset < HEADER_BYTES]
+    if around is not None and not found:
+        _empty[key] = around
+    return found
 
 
 def _member(path: str, scan: Scan) -> GateMemberError:

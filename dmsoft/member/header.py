@@ -40,6 +40,7 @@ __all__ = [
     "open_for_read",
     "read",
     "require",
+    "surroundings",
     "wipe",
     "write_first",
     "write_granted",
@@ -195,6 +196,18 @@ def _wipe(disk: Disk) -> None:
     for slot in (first, 1 - first):
         if copies is None or copies[slot].status != "absent":
             _write(disk, bytes(PREFIX_BYTES), slot * SLOT_BYTES)
+
+
+def surroundings(disk: Disk) -> bytes:
+    """The header's first MiB with zeros in place of its copies. Raises OSError."""
+    region = bytearray(disk.pread(HEADER_BYTES, 0))
+    for slot in (0, 1):
+        begin = slot * SLOT_BYTES
+        prefix = prefixes.unpack(bytes(region[begin : begin + PREFIX_BYTES]))
+        if prefix is not None and prefix.bounded:
+            length = PREFIX_BYTES + prefix.payload_length
+            region[begin : begin + length] = bytes(length)
+    return bytes(region)
 
 
 def _read(disk: Disk, key: Key) -> Scan:

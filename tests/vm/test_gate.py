@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError, RefusedError
+from dmsoft.inventory import signatures
 from dmsoft.inventory.sysfs import NotBlockError, block_device
 from dmsoft.member import header
 from dmsoft.member.disk import open_for_read
@@ -467,6 +468,32 @@ def test_member_that_was_formatted(loops: MakeLoop) -> None:
     with open_exclusive(path, **member, force=True) as gated:  # type: ignore[arg-type]
         gated.clear()
     assert unchanged(path, before)
+
+
+def test_what_is_written_beside_the_header_later_is_foreign(loops: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is probed a second time as long as what is there stays the same."""
+    path = loops()
+    make_member(path)
+    member: dict[str, object] = {"purpose": "member", "member_uuid": MEMBER}
+    asked: list[str] = []
+
+    def probe(where: str) -> list[signatures.Signature]:
+        asked.append(where)
+        return signatures_of(where)
+
+    signatures_of = signatures.signatures
+    monkeypatch.setattr(signatures, "signatures", probe)
+    for _ in range(2):
+        with open_exclusive(path, **member):  # type: ignore[arg-type]
+            pass
+    assert len(asked) == 1
+    write(path, 32 * KIB, b"\x01CD001\x01")
+    for _ in range(2):
+        assert "iso9660" in refused(path, "gate-signature", (False,), **member)
+    write(path, 32 * KIB, bytes(7))
+    with open_exclusive(path, **member):  # type: ignore[arg-type]
+        pass
+    assert len(asked) == 3
 
 
 def test_what_a_member_holds_is_not_foreign(loops: MakeLoop) -> None:
