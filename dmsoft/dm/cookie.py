@@ -12,7 +12,7 @@ from dmsoft.dm.failures import CookieTimeoutError
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE: Final = 0.002
-_LONGEST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 0.02
 
 
 @dataclass(frozen=True)
