@@ -7,14 +7,9 @@ import random
 from collections.abc import Generator
 
 import pytest
-from hypothesis import settings
 
 TOTALS = "dmsoft-totals "
 _SEED = int(os.environ.get("DMSOFT_TEST_SEED") or random.randrange(1 << 32))
-
-# An emulated CPU misses every deadline, and a checkout is not written to by its tests.
-settings.register_profile("dmsoft", deadline=None, database=None, print_blob=True)
-settings.load_profile("dmsoft")
 
 
 def pytest_configure(config: pytest.Config) -> None:

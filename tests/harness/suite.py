@@ -58,6 +58,7 @@ class Job:
         pytest += ["-m", self.marks, *self.paths, *extra]
         if self.kernel is None:
             return pytest
+        pytest += ["-p", "no:hypothesispytest"]  # its import takes seconds in a guest, and no test there uses it
         vm = [sys.executable, "-m", "tests.harness", "--kernel", self.kernel, "--memory", "2048"]
         vm += ["--timeout", str(timeout)]
         for serial, size in DISKS.items():
@@ -216,11 +217,10 @@ def main(argv: list[str]) -> int:
     environment = dict(os.environ, DMSOFT_TEST_TOTALS="1", PYTHONUNBUFFERED="1")
     environment.setdefault("DMSOFT_TEST_SEED", str(random.SystemRandom().randrange(1 << 32)))
     print(f"seed: DMSOFT_TEST_SEED={environment['DMSOFT_TEST_SEED']}", flush=True)
-    for folder in ("dmsoft", "tests"):
-        # Guests keep no bytecode: each program in them would compile what it imports anew.
-        compileall.compile_dir(CHECKOUT / folder, quiet=2)
+    jobs = plan(arguments.paths, arguments.kernel, arguments.all)
+    _compile([path for job in jobs if job.kernel for path in job.paths])
     runner = Runner(extra, environment)
-    runner.run(plan(arguments.paths, arguments.kernel, arguments.all))
+    runner.run(jobs)
     totals = runner.totals
     for line in totals.lines:
         print(line)
@@ -228,6 +228,18 @@ def main(argv: list[str]) -> int:
         print("no test ran")
     print(totals, flush=True)
     return 0 if totals.passed and not totals.failed else 1
+
+
+def _compile(tests: Sequence[str]) -> None:
+    """Guests keep no bytecode: each program in them would compile what it imports anew, and pytest every assertion."""
+    for folder in ("dmsoft", "tests"):
+        compileall.compile_dir(CHECKOUT / folder, quiet=2)
+    if tests:
+        collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", "-p", "no:cacheprovider", "-m", "", *tests]
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        subprocess.run(
+            collect, cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+        )
 
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -19,7 +19,7 @@ from tests.harness.guestkit import Disks, Inventory, KernelLog, clean
 
 def pytest_configure(config: pytest.Config) -> None:
     # These tests load modules and wipe disks: never on a machine that was not made for it.
-    if Path("/proc/sys/kernel/hostname").read_text().strip() != "dmsoft-vm":
+    if not config.option.collectonly and Path("/proc/sys/kernel/hostname").read_text().strip() != "dmsoft-vm":
         pytest.exit("tests/vm run inside a VM only: ./dev test tests/vm/...", returncode=4)
 
 
