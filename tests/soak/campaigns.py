@@ -29,11 +29,12 @@ class Campaign:
 
 
 # Where the same is done with more numbers, or for longer.
+_IN_VMS = (
+    "commands", "doubt", "eject", "era_live", "faults", "faulty_secondary", "guard", "periodic", "primary_gone",
+    "scale", "space", "trust", "udev", "untracked",
+)  # fmt: skip
 _LONG = (
-    *(
-        f"tests/vm/test_{name}.py"
-        for name in ("doubt", "eject", "era_live", "faulty_secondary", "space", "trust", "untracked")
-    ),
+    *(f"tests/vm/test_{name}.py" for name in _IN_VMS),
     *(f"tests/crash/test_{name}.py" for name in ("era_crash", "power_cuts")),
 )
 CAMPAIGNS = (

@@ -20,7 +20,7 @@ SECONDS = 25
 SERIALS = ("p0", "s0", "s1", "c0", "small0")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_whatever_is_typed(rig: Rig, seed: int) -> None:
     chance, ends = random.Random(seed), Counter[int]()
     disks = {serial: str(rig.disks[serial]) for serial in SERIALS}

@@ -132,7 +132,7 @@ def _fresh(rig: Rig, region: Region) -> None:
         pytest.param(
             _flip(lambda found: found.space_map.ref_count_root, 2000), id="ref-counts", marks=pytest.mark.long
         ),
-        pytest.param(_fresh, id="other", marks=pytest.mark.slow),
+        pytest.param(_fresh, id="other", marks=pytest.mark.long),
     ],
 )
 def test_damaged_or_foreign_metadata(rig: Rig, damage: Callable[[Rig, Region], None]) -> None:

@@ -64,8 +64,8 @@ def test_disks_take_turns(rig: Rig) -> None:
         assert rig.secondary(leaver)["away_since"] is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rounds", [pytest.param(3, marks=pytest.mark.slow), pytest.param(15, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rounds", [3, 15])
 def test_three_disks_rotate(rig: Rig, rounds: int) -> None:
     """One is here, two are away; each gets exactly what was written since it left, and is whole when it leaves."""
     labels = {"east": "s0", "west": "s1", "vault": "s2"}

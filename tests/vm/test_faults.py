@@ -148,7 +148,7 @@ def test_the_kernel_refuses_a_table(rig: Rig, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.kernel_log(allow="raid|I/O error|md")
-@pytest.mark.parametrize("proof", [True, False])
+@pytest.mark.parametrize("proof", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_the_kernel_refuses_a_resume(rig: Rig, monkeypatch: pytest.MonkeyPatch, proof: bool) -> None:
     """In the middle of the swap: the old table is gone, and the new raid1 cannot read its bitmap. The mirror goes on
     without the secondary, in a proof and in an attach."""

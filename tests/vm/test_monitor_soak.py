@@ -78,7 +78,7 @@ class Soak:
         self.here.discard(label)
 
 
-@pytest.mark.parametrize("count", [pytest.param(30, marks=pytest.mark.slow), pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [pytest.param(30, marks=pytest.mark.long), pytest.param(200, marks=pytest.mark.long)])
 def test_whatever_comes_and_goes(rig: Rig, tmp_path: Path, count: int) -> None:
     """What differs is in the stale set at all times; in the end nothing does, and no doubt was needed to get there."""
     disks = {label: rig.disks[serial] for label, serial in SERIALS.items()}

@@ -104,7 +104,7 @@ def _slaves(name: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "block_bytes",
-    [64 * KIB, 4 * MIB, pytest.param(4 * KIB, marks=pytest.mark.slow), pytest.param(96 * KIB, marks=pytest.mark.slow)],
+    [pytest.param(64 * KIB, marks=pytest.mark.long), 4 * MIB, 4 * KIB, pytest.param(96 * KIB, marks=pytest.mark.long)],
 )
 def test_block_sizes(rig: Rig, block_bytes: int) -> None:
     """The last block is a partial one wherever the size allows."""

@@ -251,7 +251,7 @@ def test_a_crash_while_md_writes_the_primary_anew(rig: Rig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", ["lower", "both"])
+@pytest.mark.parametrize("what", [pytest.param("lower", marks=pytest.mark.long), "both"])
 def test_the_guard_leaves_a_raid1_without_its_primary(rig: Rig, what: str) -> None:
     newest = fail_primary(rig)
     process = start(what, 600)

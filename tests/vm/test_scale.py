@@ -11,7 +11,7 @@ TIB = 1 << 40
 WRITTEN = 100
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("size", "block"), [(256 * TIB, 16 * MIB)])
 def test_a_vast_mirror(disks: Disks, seed: int, size: int, block: int) -> None:
     assert disks.size("big0") >= DISK_BYTES

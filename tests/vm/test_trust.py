@@ -204,7 +204,7 @@ def test_a_copied_header_on_another_disk(rig: Rig) -> None:
     caught_up(rig, rig.cut("s0", SIZE), 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_header_alone_with_the_names_of_the_disk(rig: Rig) -> None:
     """Size, names and a signed header can be had by whoever had the disk in hand; the data are not what it says."""
     make(rig)
@@ -342,7 +342,7 @@ def test_a_member_of_another_host_and_one_that_was_removed(rig: Rig) -> None:
     refused(rig, rig.cut("s0", SIZE), "not-registered")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_something_else_holds(rig: Rig) -> None:
     make(rig)
     ok("stop", NAME)

@@ -83,7 +83,7 @@ def check(rig: Rig, uuid: str) -> None:
     assert Path(f"/dev/dmsoft/{NAME}").resolve() == Path(rig.top).resolve()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_file_system_visible_many_times(rig: Rig) -> None:
     """On the top, on the lower, on each leg: only the top may be found by its uuid, whatever event comes."""
     rig.create("--mode", "write-behind", one=rig.disks["s0"])

@@ -523,7 +523,9 @@ def test_a_first_copy_without_tracking_is_not_made_twice(rig: Rig, monkeypatch: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["m-canary", "m-canary-data", "m-canary-metadata"])
+@pytest.mark.parametrize(
+    "name", ["m-canary", pytest.param("m-canary-data", marks=pytest.mark.long), "m-canary-metadata"]
+)
 def test_a_start_that_died_in_its_canary(rig: Rig, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it left is taken down by the next one, suspended or not."""
     rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
