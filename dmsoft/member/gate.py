@@ -16,7 +16,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -300,8 +300,10 @@ def _foreign(claimed: Claim, scan: Scan) -> list[Signature]:
     asked again only if anything there but the header itself is no longer what it was when they found nothing.
     """
     key = (claimed.device.number, claimed.device.sequence)
-    whole = all(copy.status == "ok" for copy in scan.copies)
-    around = header.surroundings(claimed) if whole else None
+    around = None
+    if all(copy.status == "ok" for copy in scan.copies):
+        with suppress(OSError):  # a bad place where nothing of ours is
+            around = header.surroundings(claimed)
     if around is not None and _empty.get(key) == around:
         return []
     probed = signatures.signatures(claimed.probe_path)

@@ -496,6 +496,18 @@ def test_what_is_written_beside_the_header_later_is_foreign(loops: MakeLoop, mon
     assert len(asked) == 3
 
 
+def test_a_bad_place_between_the_copies_of_a_header(loops: MakeLoop) -> None:
+    """Nothing of ours is there, so what is whole goes on being used."""
+    path = loops()
+    make_member(path)
+    bad, rest = 300 * KIB // 512, SIZE // 512 - 300 * KIB // 512 - 8
+    table = f"0 {bad} linear {path} 0\n{bad} 8 error\n{bad + 8} {rest} linear {path} {bad + 8}\n"
+    with mapped("gate-bad", table) as member:
+        for _ in range(2):
+            with open_exclusive(member, purpose="member", member_uuid=MEMBER) as gated:
+                assert gated.scan.header is not None
+
+
 def test_what_a_member_holds_is_not_foreign(loops: MakeLoop) -> None:
     """A mirror with a partition table has its backup where the disk ends, and it is data."""
     path = loops()
