@@ -277,7 +277,7 @@ def test_discards_are_refused(rig: Rig) -> None:
 def test_a_resync_under_load(rig: Rig) -> None:
     """The writer never stops; whatever differs afterwards is known to be stale, and a quiet resync ends equal."""
     rig.create("--block-size", "64K", one=rig.disks["s0"])
-    with rig.writing() as writer:
+    with rig.writing(pause_ms=60) as writer:
         # Next to nothing may be left for the final barrier, so it takes pass after pass, each of which has to begin
         # where the one before ended; it need not come to an end before the writer does.
         first = rig.resync("--max-stall", "1ms")
