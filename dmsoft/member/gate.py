@@ -56,8 +56,9 @@ Purpose = Literal["new", "member"]
 _OWN_PREFIX_START: Final = "DMSOFT-"
 _OWN_PREFIX_LENGTH: Final = 40
 
-# What was around the headers in which nothing foreign was found, by number and sequence of the device.
-_empty: dict[tuple[tuple[int, int], int | None], bytes] = {}
+# What was around a header where nothing foreign was found, by number of the device: another device that gets that
+# number is compared as well, and a daemon keeps no more than one MiB for each.
+_empty: dict[tuple[int, int], bytes] = {}
 
 _IDENTITY_HINT: Final = "See `dmsoft devices` for where each member is now."
 
@@ -299,17 +300,17 @@ def _foreign(claimed: Claim, scan: Scan) -> list[Signature]:
     The programs that look for them take half of the time of a gate that a command passes several times, so they are
     asked again only if anything there but the header itself is no longer what it was when they found nothing.
     """
-    key = (claimed.device.number, claimed.device.sequence)
-    around = None
+    number = claimed.device.number
+    around: bytes | None = None
     if all(copy.status == "ok" for copy in scan.copies):
         with suppress(OSError):  # a bad place where nothing of ours is
             around = header.surroundings(claimed)
-    if around is not None and _empty.get(key) == around:
+    if around is not None and _empty.get(number) == around:
         return []
     probed = signatures.signatures(claimed.probe_path)
     found = [one for one in probed if one.offset is not None and one.offset < HEADER_BYTES]
     if around is not None and not found:
-        _empty[key] = around
+        _empty[number] = around
     return found
 
 
