@@ -15,7 +15,7 @@ import pytest
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError, RefusedError
 from dmsoft.inventory import signatures
 from dmsoft.inventory.sysfs import NotBlockError, block_device
-from dmsoft.member import header
+from dmsoft.member import gate, header
 from dmsoft.member.disk import open_for_read
 from dmsoft.member.distinct import distinct
 from dmsoft.member.gate import GatedDevice, open_exclusive, open_readonly
@@ -483,6 +483,7 @@ def test_what_is_written_beside_the_header_later_is_foreign(loops: MakeLoop, mon
 
     signatures_of = signatures.signatures
     monkeypatch.setattr(signatures, "signatures", probe)
+    monkeypatch.setattr(gate, "_empty", {})  # a device of this number may have been here before
     for _ in range(2):
         with open_exclusive(path, **member):  # type: ignore[arg-type]
             pass
