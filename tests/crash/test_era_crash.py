@@ -105,20 +105,27 @@ def test_crashes(tmp_path: Path, seed: int) -> None:
     disks.live(15, "cut")
 
 
-@pytest.mark.parametrize(("kernel", "ends"), [("5.10", ("reset", "cut")), ("6.18", ("reset",))])
+@pytest.mark.parametrize(
+    ("kernel", "ends"),
+    [
+        ("5.10", ("reset", "cut")),
+        ("6.18", ("reset",)),
+        *(pytest.param(kernel, ("cut",), marks=pytest.mark.slow) for kernel in ("6.12", "7.2")),
+    ],
+)
 def test_a_crash_on_other_kernels(kernel: str, ends: tuple[str, ...], tmp_path: Path, seed: int) -> None:
-    """Twenty steps and more of every kind: this is all of these kernels that a usual run of the suite sees. The oldest
-    of them is the one whose marks came after the data, before it was mended."""
+    """Twenty steps and more of every kind, all that a run of the suite sees of these kernels. The oldest of them is the
+    one whose marks came after the data, before it was mended."""
     disks = Disks(tmp_path, kernel, seed, 12 << 10)
     for steps, end in zip((20, 5), ends, strict=False):
         disks.live(steps, end)
 
 
-@pytest.mark.parametrize("lives", [pytest.param(1, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.long)])
+@pytest.mark.long
 @pytest.mark.parametrize("kernel", SUITES)
-def test_many_crashes(kernel: str, lives: int, tmp_path: Path, seed: int) -> None:
+def test_many_crashes(kernel: str, tmp_path: Path, seed: int) -> None:
     rng = random.Random(seed)
     disks = Disks(tmp_path, kernel, seed, rng.choice([4, 8, 24, 64, 256]) << 10)
-    for _ in range(lives):
+    for _ in range(8):
         disks.live(rng.randint(10, 60), rng.choice(["reset", "cut"]))
     disks.live(20, "stop")

@@ -57,12 +57,8 @@ def test_random_program(bed: LoopBed, seed: int) -> None:
     run_program(bed, seed, 100)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "bed",
-    [24 << 10, *(pytest.param(size, marks=pytest.mark.long) for size in (4 << 10, 64 << 10, 1 << 20))],
-    indirect=True,
-)
+@pytest.mark.long
+@pytest.mark.parametrize("bed", [4 << 10, 24 << 10, 64 << 10, 1 << 20], indirect=True)
 def test_long_random_program(bed: LoopBed, seed: int) -> None:
     run_program(bed, seed, 300)
 

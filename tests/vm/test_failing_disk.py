@@ -19,7 +19,7 @@ def small(rig: Rig) -> Rig:
     return rig
 
 
-@pytest.mark.parametrize("feature", ["error_writes", "drop_writes"])
+@pytest.mark.parametrize("feature", [pytest.param("error_writes", marks=pytest.mark.slow), "drop_writes"])
 def test_a_secondary_that_fails_or_loses_what_is_written(small: Rig, feature: str) -> None:
     """Not even its flush or its header gets through: S stays where it was; the other secondary is served."""
     before = small.secondary_header("one").sync

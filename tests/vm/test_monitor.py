@@ -107,6 +107,7 @@ def test_a_coupled_secondary_goes_under_load(rig: Rig, tmp_path: Path) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 @pytest.mark.kernel_log(allow="dm-flakey|I/O error|era|space map|Buffer")
 def test_tracking_that_fails_is_mended(rig: Rig, tmp_path: Path) -> None:
     """dm-era tells of no failure by itself, and fails writes until somebody notices."""

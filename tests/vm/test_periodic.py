@@ -274,6 +274,7 @@ def test_discards_are_refused(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_resync_under_load(rig: Rig) -> None:
     """The writer never stops; whatever differs afterwards is known to be stale, and a quiet resync ends equal."""
     rig.create("--block-size", "64K", one=rig.disks["s0"])
@@ -373,6 +374,7 @@ def test_a_cancelled_resync_goes_on_later(rig: Rig) -> None:
     rig.equal()
 
 
+@pytest.mark.slow
 def test_a_killed_resync_leaves_nothing_suspended_and_nothing_forgotten(rig: Rig) -> None:
     rig.create(one=rig.disks["s0"])
     rig.resync()

@@ -92,7 +92,7 @@ def copies(path: str) -> list[object]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("separate", [True, False], ids=["record-elsewhere", "record-on-the-primary"])
+@pytest.mark.parametrize("separate", [pytest.param(True, marks=pytest.mark.long, id="elsewhere"), False])
 def test_a_primary_that_was_unplugged_does_not_come_back_older(rig: Rig, tmp_path: Path, separate: bool) -> None:
     options = ("--metadata", str(rig.disks["c0"])) if separate else ()
     rig.create(*WRITE_BEHIND, *options, primary=str(rig.disks["small0"]), one=rig.cut("s0", 32 * MIB))

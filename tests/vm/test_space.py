@@ -103,6 +103,7 @@ def _worst(nr_blocks: int, eras: int, writes: int, seed: int) -> None:
         assert worst.status().used < total // 2
 
 
+@pytest.mark.slow
 def test_the_metadata_have_room_for_the_worst(seed: int) -> None:
     _worst(NR_BLOCKS, 30, 16, seed)
 

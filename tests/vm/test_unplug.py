@@ -82,7 +82,10 @@ def test_a_secondary_goes_while_it_is_copied_to(rig: Rig) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param("direct", marks=pytest.mark.core), pytest.param("writecache", marks=pytest.mark.slow), "delay"],
+    [
+        pytest.param("direct", marks=pytest.mark.core),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("writecache", "delay")),
+    ],
 )
 def test_an_attached_secondary_goes(rig: Rig, kind: str) -> None:
     way = {"writecache": f"writecache:{rig.disks['c0']}", "delay": "delay:100", "direct": "direct"}[kind]
