@@ -7,7 +7,6 @@ import fcntl
 import mmap
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import threading
@@ -729,37 +728,3 @@ def test_a_barrier_makes_no_major_fault_and_starts_no_process(era: Device, era_p
     cookie.wait()
     print(f"faults in a barrier: major {after[0] - before[0]}, minor {after[1] - before[1]}")
     assert after[0] == before[0]
-
-
-def milliseconds(call: Callable[[], object]) -> float:
-    started = time.monotonic()
-    call()
-    return (time.monotonic() - started) * 1000
-
-
-@pytest.mark.smoke
-def test_in_process_is_faster_than_dmsetup(era: Device) -> None:
-    prepare()
-    ours: list[tuple[float, float, float]] = []
-    theirs: list[tuple[float, float]] = []
-    for at in range(7):
-        write(era.path, at * BLOCK, 4096, at)
-        with memory.locked():
-            suspend = milliseconds(lambda: era.suspend(lockfs=False))
-            started = time.monotonic()
-            cookie = era.resume(wait=False)
-            resume = (time.monotonic() - started) * 1000
-        assert cookie is not None
-        ours.append((suspend, resume, milliseconds(cookie.wait)))
-        write(era.path, at * BLOCK, 4096, at)
-        theirs.append(
-            (
-                milliseconds(lambda: sh("dmsetup", "suspend", "--nolockfs", era.name)),
-                milliseconds(lambda: sh("dmsetup", "resume", era.name)),
-            )
-        )
-    mine = [statistics.median(column) for column in zip(*ours, strict=True)]
-    forked = [statistics.median(column) for column in zip(*theirs, strict=True)]
-    print("era, median ms: in process suspend {:.1f} resume {:.1f} cookie {:.1f};".format(*mine), end=" ")
-    print("dmsetup suspend {:.1f} resume {:.1f}".format(*forked))
-    assert mine[0] < forked[0] and mine[1] < forked[1]
