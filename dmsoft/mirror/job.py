@@ -13,7 +13,7 @@ from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.header import Header
 from dmsoft.member.payload import MemberRecord, Partial, Secondary, Sync
 from dmsoft.member.record import Record
-from dmsoft.mirror import sample
+from dmsoft.mirror import sample, tracker
 from dmsoft.mirror.decision import Decision, decide, go_on
 from dmsoft.mirror.generation import require_older
 from dmsoft.mirror.locate import doubted
@@ -331,8 +331,8 @@ def _go_on(
 
 
 def _sample(running: Running, job: Job, *, note: bool) -> None:
-    """Compare a few clean blocks before S is believed; a difference turns the job into a compare, and with ``note`` its
-    header says so."""
+    """Compare a few clean blocks before S is believed; a difference turns the job into a compare, and with ``note``
+    both headers say so."""
     decision = job.decision
     with running.primary_side() as primary:
         try:
@@ -351,8 +351,18 @@ def _sample(running: Running, job: Job, *, note: bool) -> None:
     reason = f"a block that should be equal differs from the primary (at byte {offset})"
     job.differs = True
     if note:
-        job.doubt(reason)
+        try:
+            job.doubt(reason)
+        finally:  # its own header may take no writes
+            _remember(running, job.label, reason)
     job.decision = Decision("compare", reason)
     job.held = (None, None)
     job.owed = BlockSet.full(job.owed.nr_blocks)
     job.stale = job.owed.copy()
+
+
+def _remember(running: Running, label: str, doubt: str) -> None:
+    record = running.payload.member(label)
+    if record is not None:
+        with running.writing():
+            running.withdraw(running.payload.with_member(tracker.doubted(record, doubt)))

@@ -3,8 +3,9 @@
 
 import pytest
 
+from dmsoft.mirror import sample
 from dmsoft.units import MIB
-from tests.vm.rig import NAME, Rig, dmsoft, ok, suspended
+from tests.vm.rig import NAME, Rig, dmsoft, ok, read, suspended
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -19,7 +20,7 @@ def small(rig: Rig) -> Rig:
     return rig
 
 
-@pytest.mark.parametrize("feature", [pytest.param("error_writes", marks=pytest.mark.slow), "drop_writes"])
+@pytest.mark.parametrize("feature", [pytest.param("error_writes", marks=pytest.mark.long), "drop_writes"])
 def test_a_secondary_that_fails_or_loses_what_is_written(small: Rig, feature: str) -> None:
     """Not even its flush or its header gets through: S stays where it was; the other secondary is served."""
     before = small.secondary_header("one").sync
@@ -38,6 +39,26 @@ def test_a_secondary_that_fails_or_loses_what_is_written(small: Rig, feature: st
     assert small.states() == {"one": "stale", "two": "current"}
     done = small.resync()
     assert done["kind"] == "incremental" and done["bytes_copied"] == 2 * MIB
+    small.equal()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["resync", "verify"])
+def test_a_difference_on_a_secondary_that_takes_no_writes(
+    small: Rig, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its header cannot say so; the primary's does, and every block is compared even if that one was set right."""
+    if verb == "verify":
+        monkeypatch.setattr(sample, "differing", lambda *_, **__: None)
+    whole = read(small.secondaries["one"], small.secondary_header("one").regions["data"].offset, 4096)
+    small.write_to_medium("one", 0, small.random(4096))
+    small.behave(small.secondaries["one"], "s0", "error_writes")
+    ran = dmsoft(verb, NAME, "one")
+    assert ran.code == 6, ran
+    small.behave(small.secondaries["one"], "s0")
+    small.write_to_medium("one", 0, whole)
+    parts = {part["label"]: part["kind"] for part in small.resync()["secondaries"]}
+    assert parts == {"one": "compare", "two": "none"}
     small.equal()
 
 
