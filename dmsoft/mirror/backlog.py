@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dmsoft.dm.device import Device
-from dmsoft.dm.targets import Delay, Linear, single
+from dmsoft.dm.targets import Delay, DelayClass, Linear, single
 from dmsoft.errors import BusyError, NotFoundError
 from dmsoft.inventory.sysfs import HOST, BlockDevice
 from dmsoft.mirror import hung
@@ -45,10 +45,24 @@ def shrink(names: Names, labels: Sequence[str], guard: Guard) -> list[str]:
 
     Returns the labels of delay legs, which are linear afterwards. Raises `BacklogError` with everything coupled still.
     """
+    for label in labels:  # all of them, before anything is changed
+        _require_answers(names, label)
     changed = [label for label in labels if _let_go(names, label, guard)]
     for label in labels:
         settle(names, label)
     return changed
+
+
+def _require_answers(names: Names, label: str) -> None:
+    """A delay does not count what it holds as under way, so its disk is asked. Raises `BacklogError`."""
+    delay = _delay(device(names.leg(label)))
+    if delay is None:
+        settle(names, label)
+        return
+    way = _way(delay)
+    if _keeps_a_read(way.device):
+        raise _too_far(label, "does not answer")
+    _settle(label, way.device)
 
 
 def _let_go(names: Names, label: str, guard: Guard) -> bool:
@@ -56,10 +70,7 @@ def _let_go(names: Names, label: str, guard: Guard) -> bool:
     target = device(names.leg(label))
     if (delay := _delay(target)) is None:
         return False
-    way = delay.write or delay  # a delay's table, unlike a raid1's, is what was loaded
-    if _keeps_a_read(way.device):
-        raise _too_far(label, "does not answer")
-    _settle(label, way.device)
+    way = _way(delay)
     with locked(names.mirror_uuid, "kernel", timeout=_LOCK_SECONDS, name=names.name):
         info = target.info()
         if info is None or not info.live_table or info.suspended:
@@ -86,6 +97,11 @@ def _delay(target: Device) -> Delay | None:
     (line,) = target.table()
     found = line.segment().target if line.kind == Delay.kind else None
     return found if isinstance(found, Delay) else None
+
+
+def _way(delay: Delay) -> Delay | DelayClass:
+    """Where its writes go; a delay's table, unlike a raid1's, is what was loaded."""
+    return delay.write or delay
 
 
 def settle(names: Names, label: str) -> None:

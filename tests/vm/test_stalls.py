@@ -81,21 +81,23 @@ def test_a_delay_leg_lets_go_when_it_is_uncoupled(rig: Rig) -> None:
 )
 def test_a_leg_that_hangs_stays_coupled(rig: Rig, via: str, words: tuple[str, ...]) -> None:
     """To uncouple it would stop the primary for as long as the disk hangs; and to have a delay let go of what it holds,
-    the command."""
+    the command. The leg of another stays as it is, too."""
+    others = {} if via == "direct" else {"another": rig.disks["s1"]}
     size = sh("blockdev", "--getsz", rig.disks["s0"]).strip()
     slow = f"0 {size} delay {rig.disks['s0']} 0 0 {rig.disks['s0']} 0 "
     sh("dmsetup", "create", "slow", "--table", slow + "0")
     # A delay does not count what it holds as under way, a disk does.
     sh("dmsetup", "create", "disk", "--table", f"0 {size} linear /dev/mapper/slow 0")
     try:
-        rig.create(*MODE, "--via", via, one="/dev/mapper/disk")
+        rig.create(*MODE, "--via", via, **others, one="/dev/mapper/disk")
         rig.resync()
         _reload("slow", slow + "600000")
         with Apart(rig) as writer:
             ran = dmsoft(*words)
         assert ran.code == 10 and "does not answer" in ran.err
         assert writer.longest < 10
-        assert rig.states() == {"one": "attached"}
+        assert rig.states() == dict.fromkeys([*others, "one"], "attached")
+        assert all(table(f"m-{label}").startswith("delay ") for label in others)
         _reload("slow", slow + "0")
         rig.resync()
         ok("stop", NAME)
