@@ -8,7 +8,7 @@ import pytest
 from tests.load.__main__ import KINDS, main
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_load(seed: int) -> None:
     kind = random.Random(seed).choice(KINDS)
     assert main(["--minutes", "0.1", "--file-systems", kind, "--seed", str(seed)]) == 0

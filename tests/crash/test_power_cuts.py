@@ -45,15 +45,15 @@ def test_many_power_cuts(story: str, tmp_path: Path, seed: int) -> None:
         places = Places.of(life.tape)
         assert set(places.phases) >= PHASES
         assert set(places.inner) >= (PARTS if story == "behind" else PARTS | JOURNAL)
-        campaign.cut(life, 6)
+        campaign.cut(life, 4)
         print(campaign.figures)
     found = desk.cut(life, 150, random.Random(seed))
     print(dict(found))
     assert found["cuts"] == 900 and found["whole"] and found["incremental"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("care", [pytest.param("flush_primary", marks=pytest.mark.long), "stale"])
+@pytest.mark.long
+@pytest.mark.parametrize("care", ["flush_primary", "stale"])
 def test_the_lab_sees_it_when_a_care_is_left_out(care: str, tmp_path: Path, seed: int) -> None:
     """Without its flush of the primary, or with what one barrier closed forgotten, dmsoft is found out."""
     with Campaign(seed, tmp_path) as campaign, pytest.raises(Divergence):

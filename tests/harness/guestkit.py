@@ -164,13 +164,16 @@ def clean(before: Inventory) -> list[str]:
     _resume(before)
     for mount in reversed(_since(before).mounts):
         _try("umount", mount) or _try("umount", "--lazy", mount)
-    # A device goes only after those on top of it; --force puts an error table below what still has it open.
+    # A device goes only after those on top of it, which have the higher numbers as a rule; --force puts an error table
+    # below what still has it open. Without a cookie, udev starts no programs for each.
     for _ in range(10):
         left = _since(before)
-        for name in left.dm:
-            _try("dmsetup", "remove", name)
+        if left.dm:
+            _try("dmsetup", "remove", "--noudevsync", *_newest_first(left.dm))
         for loop in left.loops:
             _try("losetup", "--detach", loop)
+        for name in _newest_first(_since(before).dm):
+            _try("dmsetup", "remove", "--noudevsync", name)
         if not _since(before).dm:
             break
     for name in _since(before).dm:
@@ -178,6 +181,11 @@ def clean(before: Inventory) -> list[str]:
     settle()
     rest = _since(before)
     return [*rest.dm, *rest.loops, *rest.mounts]
+
+
+def _newest_first(names: frozenset[str]) -> list[str]:
+    numbers = {f.read_text().strip(): int(f.parts[-3][3:]) for f in Path("/sys/block").glob("dm-*/dm/name")}
+    return sorted(names, key=lambda name: -numbers.get(name, 0))
 
 
 def _since(before: Inventory) -> Inventory:

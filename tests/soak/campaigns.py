@@ -30,12 +30,13 @@ class Campaign:
 
 # Where the same is done with more numbers, or for longer.
 _IN_VMS = (
-    "commands", "doubt", "eject", "era_live", "faults", "faulty_secondary", "guard", "periodic", "primary_gone",
-    "scale", "space", "trust", "udev", "untracked",
+    "bad_input", "commands", "doubt", "eject", "era_live", "failing_disk", "faults", "faulty_secondary", "guard",
+    "hanging_secondary", "left_behind", "monitor", "periodic", "primary_gone", "scale", "space", "trust", "udev",
+    "unplug", "untracked",
 )  # fmt: skip
 _LONG = (
     *(f"tests/vm/test_{name}.py" for name in _IN_VMS),
-    *(f"tests/crash/test_{name}.py" for name in ("era_crash", "power_cuts")),
+    *(f"tests/crash/test_{name}.py" for name in ("era_crash", "load", "power_cuts")),
 )
 CAMPAIGNS = (
     Campaign("events", "tests.soak", ("--events", "60")),

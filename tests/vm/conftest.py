@@ -9,18 +9,36 @@ After each test whatever dm device, loop device or mount it left is removed, and
 a BUG, a WARNING or a hung task fails it, unless ``@pytest.mark.kernel_log(allow="regex")`` expects that message.
 """
 
+import ctypes
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy  # noqa: F401 - so that its library is there to be kept from forks
 import pytest
 
+from dmsoft.units import MIB
 from tests.harness.guestkit import Disks, Inventory, KernelLog, clean
+
+_MADV_DONTFORK = 10
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # These tests load modules and wipe disks: never on a machine that was not made for it.
     if not config.option.collectonly and Path("/proc/sys/kernel/hostname").read_text().strip() != "dmsoft-vm":
         pytest.exit("tests/vm run inside a VM only: ./dev test tests/vm/...", returncode=4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _small_forks() -> None:
+    """A guard locks and so copies all memory that it has from its caller, for an emulated processor a long work. A
+    quarter of it is what numpy's linear algebra, which nothing here calls, keeps for itself."""
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        place, access, *_, last = line.split()
+        first, end = (int(part, 16) for part in place.split("-"))
+        if last == "0" and access == "rw-p" and end - first == 32 * MIB:  # of no file
+            assert madvise(first, end - first, _MADV_DONTFORK) == 0
 
 
 @pytest.fixture(scope="session")

@@ -381,7 +381,7 @@ def test_without_root(loops: Loops) -> None:
         assert os.waitpid(child, 0)[1] == 0
 
 
-@pytest.mark.parametrize("module", ["dm_era", "dm_raid", pytest.param("dm_writecache", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("module", ["dm_era", "dm_raid", pytest.param("dm_writecache", marks=pytest.mark.long)])
 def test_a_kernel_without_the_target(rig: Rig, module: str) -> None:
     one, two, cache = rig.cut("p0", SIZE), rig.cut("s0", SIZE), rig.cut("c0", SIZE)
     behind = ("--mode", "write-behind", "--via", f"writecache:{cache}")

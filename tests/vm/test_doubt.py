@@ -87,7 +87,7 @@ def test_metadata_put_back_from_an_older_copy(rig: Rig, clean: bool) -> None:
     compares_and_is_well(rig, {7, 8})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_zeroed_metadata_after_a_crash(rig: Rig) -> None:
     region = make(rig)
     rig.write(9)
@@ -211,7 +211,7 @@ def test_a_member_written_elsewhere(rig: Rig, offset: int) -> None:
     compares_and_is_well(rig, {11, offset // MIB})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_member_written_elsewhere_while_the_mirror_runs(rig: Rig) -> None:
     """The same at a return: whatever came in between, a resync looks first."""
     make(rig)
@@ -256,7 +256,7 @@ def test_a_header_of_the_primary_that_somebody_wrote_to(rig: Rig) -> None:
     compares_and_is_well(rig, set())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_copied_header_on_another_disk(rig: Rig) -> None:
     """Same size, same header, another disk: nothing is written to it, alone or beside the real one."""
     rig.create(one=rig.disks["s0"])

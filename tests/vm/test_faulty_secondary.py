@@ -19,7 +19,7 @@ SIZE = 18 * MIB
 BLOCK = 64 * KIB
 SMALL = ("--block-size", "64K")
 BLOCKS = 9 * MIB // BLOCK
-TURNS = 3
+TURNS = 2
 
 
 def change(rig: Rig, count: int = 6) -> None:

@@ -24,7 +24,7 @@ def small(rig: Rig, *options: str) -> None:
     rig.create(*options, primary=rig.cut("p0", 40 * MIB), one=rig.cut("s0", 40 * MIB))
 
 
-@pytest.mark.parametrize("what", [*(pytest.param(what, marks=pytest.mark.slow) for what in ("top", "lower")), "both"])
+@pytest.mark.parametrize("what", [*(pytest.param(what, marks=pytest.mark.long) for what in ("top", "lower")), "both"])
 def test_a_killed_owner_leaves_nothing_suspended(rig: Rig, what: str) -> None:
     small(rig)
     process = start(what, 600)

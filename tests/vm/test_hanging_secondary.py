@@ -101,6 +101,7 @@ def test_in_the_middle_of_a_resync(rig: Rig, tmp_path: Path, monkeypatch: pytest
         said("after", latencies(rig.top))
 
 
+@pytest.mark.long
 def test_inside_the_barrier_of_an_attach(rig: Rig, tmp_path: Path) -> None:
     """The one place where a secondary is written while the mirror stands still. The command sits in the kernel, so its
     guard lets the writers go on at its deadline, and nothing is coupled."""

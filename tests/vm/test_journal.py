@@ -168,8 +168,8 @@ def test_killed_at_each_step(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     killed_at(rig, JOURNALED, PASSING, DIRECT)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.long) for part in range(1, 20))])
+@pytest.mark.long
+@pytest.mark.parametrize("part", range(20))
 def test_killed_anywhere(rig: Rig, tmp_path: Path, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside a writer, at steps and at moments drawn at random."""
     monkeypatch.setattr(copy, "CHECKPOINT_SECONDS", 0.05)

@@ -30,7 +30,6 @@ def small(rig: Rig, *words: str, **secondaries: str) -> str:
     return linear
 
 
-@pytest.mark.smoke
 def test_a_primary_that_md_dropped_does_not_come_back_older(rig: Rig) -> None:
     sh("modprobe", "dm_flakey")
     # The metadata are elsewhere: a flush of theirs would fail as well, and the era device would pass that on.
@@ -107,7 +106,7 @@ def test_an_interrupt_when_the_lower_has_just_been_suspended(rig: Rig, monkeypat
 @pytest.mark.parametrize(
     "down",
     [
-        pytest.param(("m",), marks=pytest.mark.slow),
+        pytest.param(("m",), marks=pytest.mark.long),
         ("m", "m-lower", "m-metadata", "m-metadata-watch", "m-metadata-disk", "m-one"),
     ],
 )

@@ -85,7 +85,7 @@ def test_a_mirror_is_kept_as_promised(rig: Rig, tmp_path: Path) -> None:
     assert now() >= monitor.events("monitor-stopped")[0]["time"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_coupled_secondary_goes_under_load(rig: Rig, tmp_path: Path) -> None:
     """The raid1 gives way to the primary alone at once, and is back by itself when the disk is."""
     rig.create("--mode", "write-behind", primary=rig.cut("p0", SIZE), one=rig.disks["s0"], two=rig.disks["s1"])
@@ -128,7 +128,7 @@ def test_tracking_that_fails_is_mended(rig: Rig, tmp_path: Path) -> None:
         assert rig.primary_header().tracker.doubt is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_kill_in_the_middle_of_a_copy(rig: Rig, tmp_path: Path) -> None:
     """Nothing is lost: the worker stops in good order, and the next daemon goes on."""
     rig.create("--interval", "3s", one=rig.disks["s0"])

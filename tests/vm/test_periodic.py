@@ -70,7 +70,7 @@ def test_a_secondary_gets_everything_once_and_then_only_what_changed(rig: Rig) -
     assert not suspended()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_each_secondary_has_its_own_synced_era(rig: Rig) -> None:
     """One is resynced while the other lags; each then gets what itself missed, and no more."""
     rig.create("--metadata", rig.disks["c0"], one=rig.disks["s0"], two=rig.cut("big0", 300 * MIB))
@@ -252,7 +252,6 @@ def _numbers(text: str) -> str:
     )
 
 
-@pytest.mark.smoke
 def test_discards_are_refused(rig: Rig) -> None:
     """dm-era would mark only the first block of one. On 5.10 no limit keeps them off, and a layer more does."""
     rig.create(one=rig.disks["s0"])
@@ -292,7 +291,7 @@ def test_a_resync_under_load(rig: Rig) -> None:
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_writes_that_outrun_the_copy(rig: Rig) -> None:
     """It says so and ends, and promises no more than it has; nobody was held up for it, and the next one goes on."""
     rig.create("--block-size", "64K", primary=rig.cut("p0", 24 * MIB), one=rig.cut("s0", 24 * MIB))

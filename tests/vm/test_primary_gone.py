@@ -161,7 +161,7 @@ def test_a_start_hears_the_raid1_that_others_left(rig: Rig) -> None:
     get_back(rig, newest)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_secondaries_that_go_on_alone_share_a_generation(rig: Rig) -> None:
     """A primary that is here and failed one write: its slots tell as well. One that md dropped is not newer."""
     path = rig.cut("p0", SIZE)
@@ -196,7 +196,7 @@ def test_secondaries_that_go_on_alone_share_a_generation(rig: Rig) -> None:
         assert read(cuts[label], now[label].regions["data"].offset + AT, MIB) == newest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_swap_that_finds_the_primary_left_out(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a write that was under way: it comes to nothing, and the primary stays out although it would answer now."""
     newest = fail_primary(rig)
@@ -214,7 +214,6 @@ def test_a_swap_that_finds_the_primary_left_out(rig: Rig, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
-@pytest.mark.core
 def test_a_primary_that_md_tries_again_is_older(rig: Rig) -> None:
     """That is what any other resume does. Until md has copied all that it knows of, nothing is believed of it; that it
     knows of the write that failed is so on old kernels only."""

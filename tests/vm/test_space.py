@@ -103,15 +103,15 @@ def _worst(nr_blocks: int, eras: int, writes: int, seed: int) -> None:
         assert worst.status().used < total // 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_metadata_have_room_for_the_worst(seed: int) -> None:
     _worst(NR_BLOCKS, 30, 16, seed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("nr_blocks", "eras", "writes"),
-    [(NR_BLOCKS // 8, 60, 1000), pytest.param(2 * NR_BLOCKS, 120, 100, marks=pytest.mark.long)],
+    [(NR_BLOCKS // 8, 60, 1000), (2 * NR_BLOCKS, 120, 100)],
 )
 def test_the_metadata_have_room_for_the_worst_at_length(nr_blocks: int, eras: int, writes: int, seed: int) -> None:
     """Few blocks that are all copied in each era, and many whose eras pile up."""

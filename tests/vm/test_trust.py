@@ -181,8 +181,8 @@ def test_forged_headers(rig: Rig) -> None:
     ):
         sign(path, payload, rig.chance.choice([None, b"x" * 32]))
         refused(rig, path, word, 7 if word == "metadata-bad" else 4)
-        rig.write(5)
-        assert rig.resync()["bytes_copied"] == MIB  # the mirror has its work done all the same
+    rig.write(5)
+    assert rig.resync()["bytes_copied"] == MIB  # the mirror has its work done all the same
     sign(path, primary.replace(identity=here, generation=("f" * 32,)), None)
     ok("stop", NAME)
     refused(rig, path, "not-authentic")
@@ -286,7 +286,7 @@ def test_an_old_clone(rig: Rig) -> None:
     caught_up(rig, path, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_old_primary(rig: Rig) -> None:
     """The primary put back from an image: nothing newer is overwritten before a person says so."""
     make(rig)

@@ -83,8 +83,8 @@ def test_a_secondary_goes_while_it_is_copied_to(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        pytest.param("direct", marks=pytest.mark.core),
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("writecache", "delay")),
+        "direct",
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in ("writecache", "delay")),
     ],
 )
 def test_an_attached_secondary_goes(rig: Rig, kind: str) -> None:
@@ -169,7 +169,7 @@ def test_the_primary_goes(rig: Rig) -> None:
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_metadata_device_goes(rig: Rig) -> None:
     """Nothing can be marked without it, so writes fail rather than go unnoticed."""
     rig.create("--metadata", rig.disks["c0"], one=rig.disks["s0"])

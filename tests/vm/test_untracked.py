@@ -126,7 +126,7 @@ class Breaking(Silent):
 
 @pytest.mark.slow
 @pytest.mark.kernel_log(allow=IO_ERRORS)
-@pytest.mark.parametrize(("phase", "max_stall"), [("pass 1", 0.0), pytest.param("final", 1.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("phase", "max_stall"), [("pass 1", 0.0), pytest.param("final", 1.0, marks=pytest.mark.long)])
 def test_metadata_that_fails_in_the_middle_of_a_resync(rig: Rig, phase: str, max_stall: float) -> None:
     """Whoever finds it out takes the way out: from then on no write fails. A run that is cut off then leaves the disk
     known as ours: nobody has to ask for the next one."""
@@ -524,7 +524,7 @@ def test_a_first_copy_without_tracking_is_not_made_twice(rig: Rig, monkeypatch: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["m-canary", pytest.param("m-canary-data", marks=pytest.mark.long), "m-canary-metadata"]
+    "name", ["m-canary", *(pytest.param(f"m-canary-{part}", marks=pytest.mark.long) for part in ("data", "metadata"))]
 )
 def test_a_start_that_died_in_its_canary(rig: Rig, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it left is taken down by the next one, suspended or not."""

@@ -45,7 +45,7 @@ def via(rig: Rig, kind: str) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    [pytest.param("writecache", marks=pytest.mark.smoke), pytest.param("delay", marks=pytest.mark.slow), "direct"],
+    ["writecache", pytest.param("delay", marks=pytest.mark.slow), "direct"],
 )
 def test_attached_and_detached(rig: Rig, kernel_log: KernelLog, kind: str) -> None:
     rig.create(*MODE, "--via", via(rig, kind), one=rig.disks["s0"])
@@ -286,7 +286,6 @@ def test_a_write_behind_that_fails_while_the_raid1_is_renewed(rig: Rig, monkeypa
 
 
 @pytest.mark.slow
-@pytest.mark.core
 def test_a_secondary_that_md_has_dropped_is_not_taken_for_whole(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new raid1 says ``A`` of every leg. Neither a proof of the other one makes one, nor is one made when a leg is
     dropped just before that."""
