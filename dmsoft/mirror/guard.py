@@ -24,7 +24,7 @@ import os
 import select
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Never
 
@@ -186,22 +186,27 @@ def resume_watched(helper: Helper, target: Device) -> Cookie:
     raise DeviceError(f"{target.name} did not resume.", hint="The kernel log (dmesg) says why; the primary goes on.")
 
 
-def resume_left(top: Device, lower: Device, fallback: Table, way_out: WayOut, legs: tuple[Device, ...]) -> bool:
-    """Resume what a command and its guard left suspended when both of them died; returns whether there was anything.
+def resume_left(
+    top: Device, lower: Device, fallback: Table, legs: tuple[Device, ...],
+    way_out: Callable[[], contextlib.AbstractContextManager[WayOut]],
+) -> None:  # fmt: skip
+    """Resume what a command and its guard left suspended when both of them died.
 
-    Call it under the kernel lock: nobody who holds the mirror still on purpose is alive then. Raises `DeviceError`.
+    ``way_out`` is asked for only if a plain resume is not enough, since what it takes may have to be read from the
+    mirror itself. Call it under the kernel lock: nobody who holds the mirror still on purpose is alive then. Raises
+    `DeviceError`.
     """
-    if not any(map(_is_suspended, (top, lower, *legs))):
-        return False
     helper = Helper([lower])
     try:
-        rescue = Rescue(top, lower, fallback, helper, way_out=way_out, legs=legs)
-        rescue.now(_RESUME_SECONDS)
+        rescue = Rescue(top, lower, fallback, helper, legs=legs)
+        rescue.now(0)
+        if rescue.needed():
+            with way_out() as way:
+                replace(rescue, way_out=way).now(_RESUME_SECONDS)
     finally:
         helper.close()
     if rescue.needed():
         raise DeviceError(f"{top.name} stands still and cannot be resumed.", hint="The kernel log (dmesg) says why.")
-    return True
 
 
 def resume_top(top: Device, way_out: WayOut | None, *, at_any_cost: bool = False) -> Cookie | None:

@@ -112,9 +112,9 @@ def _resume_left(running: Running) -> None:
     infos = [each.info() for each in (device(names.top), device(names.lower), *legs)]
     if not any(info is not None and info.suspended for info in infos):
         return
-    with locked(names.mirror_uuid, "kernel", timeout=_KERNEL_SECONDS, name=names.name), way_out_of(running) as way_out:
+    with locked(names.mirror_uuid, "kernel", timeout=_KERNEL_SECONDS, name=names.name):
         fallback = lower_linear(running.assembly.primary).table
-        resume_left(way_out.top, device(names.lower), fallback, way_out, legs)
+        resume_left(device(names.top), device(names.lower), fallback, legs, lambda: way_out_of(running))
 
 
 def _bring_up(running: Running) -> str | None:

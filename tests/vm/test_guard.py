@@ -3,12 +3,15 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dmsoft.member import gate
 from dmsoft.mirror.names import Names
 from dmsoft.monitor import work
 from dmsoft.monitor.facts import Action, Pulse
@@ -43,8 +46,9 @@ def test_a_killed_owner_leaves_nothing_suspended(rig: Rig, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", [pytest.param("lower", marks=pytest.mark.long), "both"])
-def test_start_resumes_what_owner_and_guard_left(rig: Rig, what: str) -> None:
-    """Both are dead. Nothing asks the suspended top anything, which would hang for good."""
+def test_start_resumes_what_owner_and_guard_left(rig: Rig, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are dead. Nothing asks the suspended top anything, which would hang for good, nor runs a program, which may
+    lie on it."""
     small(rig)
     process = start(what, 600)
     (guard,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[:1]
@@ -56,7 +60,16 @@ def test_start_resumes_what_owner_and_guard_left(rig: Rig, what: str) -> None:
     assert work.do(Action("pulse"), names, threading.Event()) == Pulse("suspended")
     assert [alert["code"] for alert in rig.status(code=9)["alerts"]] == ["left-suspended"]
     assert "suspended" in refused(10, "resync", NAME)
+    programs, run = list[list[str]](), subprocess.run
+
+    def running(argv: list[str], **options: Any) -> subprocess.CompletedProcess[bytes]:
+        programs.extend([argv] * bool(suspended()))
+        return run(argv, **options)
+
+    monkeypatch.setattr(subprocess, "run", running)
+    monkeypatch.setattr(gate, "_empty", {})  # as in a new process
     assert ok("start", NAME, "--json").json["already"] is True
+    assert not programs
     assert not suspended() and rig.status()["alerts"] == []
     rig.write(3)
     rig.resync()
