@@ -6,14 +6,14 @@ lets go of what it holds first, and a leg whose disk is slow gets a while to cat
 coupled, and as it is: the suspend of a leg would hang as well.
 """
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dmsoft.dm.device import Device
 from dmsoft.dm.targets import Delay, DelayClass, Linear, single
-from dmsoft.errors import BusyError, NotFoundError
-from dmsoft.inventory.sysfs import HOST, BlockDevice
+from dmsoft.errors import BusyError, DeviceError
 from dmsoft.mirror import hung
 from dmsoft.mirror.execute import device
 from dmsoft.mirror.guard import Guard
@@ -24,6 +24,7 @@ _LOCK_SECONDS = 30.0
 # From the suspend of a leg to its resume nothing is waited for.
 _LEG_SECONDS = 5.0
 _WINDOW_SECONDS = 0.1
+_DEVICES = Path("/sys/dev/block")
 # So long a backlog is no matter; so long it is waited to become that short; so long the primary waits at most.
 _SHORT_SECONDS = 0.1
 _PATIENCE_SECONDS = 10.0
@@ -73,7 +74,7 @@ def _let_go(names: Names, label: str, guard: Guard) -> bool:
     way = _way(delay)
     with locked(names.mirror_uuid, "kernel", timeout=_LOCK_SECONDS, name=names.name):
         info = target.info()
-        if info is None or not info.live_table or info.suspended:
+        if info is None or not info.live_table or info.suspended or _delay(target) != delay:
             return False
         target.load(single(target.table()[0].length, Linear(way.device, way.offset)))
         guard.arm()
@@ -129,29 +130,36 @@ def _too_far(label: str, what: str) -> BacklogError:
     )
 
 
-def requests(number: str) -> tuple[int, int]:
+def requests(number: str, devices: Path = _DEVICES) -> tuple[int, int]:
     """Requests under way on a device, and those it has done so far (Documentation/block/stat.rst); none for a device
-    that is not there. One that somebody has suspended counts none of those that it keeps, and does none."""
+    that is not there. One that somebody has suspended counts none of those that it keeps, and does none.
+
+    Nothing else of the device is read, as a disk's serial number comes from the disk. Raises `DeviceError`.
+    """
     try:
-        suspended = _by_number(number).suspended
-        words = Path(f"/sys/dev/block/{number}/stat").read_text().split()
-    except (NotFoundError, OSError):
-        return 0, 0
+        suspended = _flag(devices / number / "dm/suspended")
+        words = (devices / number / "stat").read_text().split()
+    except OSError as err:
+        if err.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            return 0, 0
+        raise DeviceError(
+            f"What is under way on the device {number} cannot be read: {err.strerror}.", hint="Try again."
+        ) from err
     under_way, done = int(words[8]), int(words[0]) + int(words[4])
     return (max(1, under_way) if suspended else under_way), done
 
 
-def _keeps_a_read(number: str) -> bool:
-    """Whether somebody has asked that disk in vain."""
+def _flag(file: Path) -> bool:
     try:
-        return hung.has_thread(hung.disk_of(_by_number(number)))
-    except NotFoundError:
+        return file.read_text().strip() == "1"
+    except FileNotFoundError:  # not of device-mapper
         return False
 
 
-def _by_number(number: str) -> BlockDevice:
-    major, minor = number.split(":")
-    return HOST.by_number(int(major), int(minor))
+def _keeps_a_read(number: str) -> bool:
+    """Whether somebody has asked that disk in vain."""
+    device = (_DEVICES / number).resolve()
+    return hung.has_thread((device.parent if (device / "partition").exists() else device).name)
 
 
 def expected(look: Callable[[], tuple[int, int]], sleep: Callable[[float], None]) -> float:
