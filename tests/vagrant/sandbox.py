@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.harness import emulator
+
 # Where libvirt keeps things: for this run in its own folder.
 _FOLDERS = {
     "run": "/run/libvirt",
@@ -37,6 +39,13 @@ remember_owner = 0
 _LIBVIRTD = """
 unix_sock_group = "root"
 auth_unix_rw = "none"
+"""
+# A QEMU looks for its modules beside itself.
+_MODULES = "/usr/lib/x86_64-linux-gnu/qemu"
+# A QEMU without a machine is one that is asked.
+_WRAPPER = """#!/bin/sh
+case " $* " in *" -machine none"*) QEMU_MODULE_DIR={modules} exec {asked} "$@" ;; esac
+exec {found} "$@"
 """
 DAEMON_SECONDS = 60
 # The status of a sandbox that could not be made, as for ./dev vm.
@@ -90,6 +99,7 @@ def _inside(work: Path, command: list[str]) -> int:
         subprocess.run(["mount", "--bind", work / name, there], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     _add_user(work)
+    _take_emulator(work)
     Path("/etc/libvirt/qemu.conf").write_text(_QEMU)
     Path("/etc/libvirt/libvirtd.conf").write_text(_LIBVIRTD)
     Path("/var/lib/libvirt/images").mkdir()
@@ -124,6 +134,19 @@ def _add_user(work: Path) -> None:
         if f"\n{_USER}:" not in users:
             (work / file).write_text(users + line.format(_USER) + "\n")
             subprocess.run(["mount", "--bind", work / file, there], check=True)
+
+
+def _take_emulator(work: Path) -> None:
+    """Machines run in the harness's QEMU. libvirt may be too old to know it, and asks the installed one what it can."""
+    installed, found = shutil.which("qemu-system-x86_64"), shutil.which(emulator.find())
+    if not installed or not found or installed == found:
+        return
+    asked, wrapper = work / "qemu-installed", work / "qemu"
+    asked.touch()
+    subprocess.run(["mount", "--bind", installed, asked], check=True)
+    wrapper.write_text(_WRAPPER.format(asked=asked, found=found, modules=_MODULES))
+    wrapper.chmod(0o755)
+    subprocess.run(["mount", "--bind", wrapper, installed], check=True)
 
 
 def _daemon(name: str, work: Path) -> Path:
