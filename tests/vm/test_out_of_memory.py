@@ -3,7 +3,9 @@
 resume the mirror is not ended for it."""
 
 import contextlib
+import ctypes
 import faulthandler
+import gc
 import io
 import os
 import resource
@@ -33,6 +35,9 @@ def address_space() -> int:
 
 
 def limit(more_bytes: int) -> None:
+    """So much more, and nothing that this process has, or is about to give back."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
     most = address_space() + more_bytes
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 

@@ -169,9 +169,9 @@ def test_the_primary_goes(rig: Rig) -> None:
     rig.equal()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_metadata_device_goes(rig: Rig) -> None:
-    """Nothing can be marked without it, so writes fail rather than go unnoticed."""
+    """Nothing can be marked without it, so writes fail rather than go unnoticed; what was written is on it alone."""
     rig.create("--metadata", rig.disks["c0"], one=rig.disks["s0"])
     rig.resync()
     rig.write(5)
@@ -185,6 +185,17 @@ def test_the_metadata_device_goes(rig: Rig) -> None:
     ok("start", NAME)
     rig.write(7)
     rig.superset("one")
+    rig.resync()
+    rig.equal()
+
+    rig.write(8)
+    ok("stop", NAME)
+    rig.disks.unplug("c0")
+    assert "metadata" in refused(5, "start", NAME)
+    assert ours() == [] and "metadata-missing" in [alert["code"] for alert in rig.status(code=9)["alerts"]]
+    rig.disks.replug("c0")
+    assert ok("start", NAME, "--json").json["doubt"] is None
+    assert rig.stale("one") == {8}
     rig.resync()
     rig.equal()
     sh("dmsetup", "status", NAME)
