@@ -31,8 +31,8 @@ class Campaign:
 # Where the same is done with more numbers, or for longer.
 _IN_VMS = (
     "bad_input", "commands", "doubt", "eject", "era_live", "failing_disk", "faults", "faulty_secondary", "guard",
-    "hanging_secondary", "left_behind", "monitor", "periodic", "primary_gone", "scale", "space", "trust", "udev",
-    "unplug", "untracked",
+    "hanging_secondary", "left_behind", "monitor", "periodic", "primary_gone", "scale", "space", "stalls", "trust",
+    "udev", "unplug", "untracked", "write_behind",
 )  # fmt: skip
 _LONG = (
     *(f"tests/vm/test_{name}.py" for name in _IN_VMS),

@@ -66,7 +66,7 @@ def test_zeroed_metadata(rig: Rig) -> None:
     compares_and_is_well(rig, {5, 6})
 
 
-@pytest.mark.parametrize("clean", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize("clean", [pytest.param(True, marks=pytest.mark.long), False])
 def test_metadata_put_back_from_an_older_copy(rig: Rig, clean: bool) -> None:
     """After a clean stop its digest gives it away, after a crash the era that it went back to."""
     region = make(rig)
@@ -229,7 +229,7 @@ def test_a_member_written_elsewhere_while_the_mirror_runs(rig: Rig) -> None:
     compares_and_is_well(rig, {0})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_header_of_the_primary_that_somebody_wrote_to(rig: Rig) -> None:
     """What is written there next would hide it: so nothing is, but by what has every block compared."""
     make(rig)

@@ -52,7 +52,7 @@ def test_short_random_program(bed: LoopBed, seed: int) -> None:
     run_program(bed, seed, 20)
 
 
-@pytest.mark.parametrize("bed", [4 << 10, 64 << 10], indirect=True)
+@pytest.mark.parametrize("bed", [4 << 10, pytest.param(64 << 10, marks=pytest.mark.long)], indirect=True)
 def test_random_program(bed: LoopBed, seed: int) -> None:
     run_program(bed, seed, 100)
 

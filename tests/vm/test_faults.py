@@ -186,6 +186,7 @@ def test_the_kernel_refuses_a_resume(rig: Rig, monkeypatch: pytest.MonkeyPatch, 
     rig.equal()
 
 
+@pytest.mark.long
 def test_what_dmsoft_needs_lies_on_the_mirror(small: Rig, tmp_path: Path) -> None:
     """Its locks, its keys and its working directory, on a file system that the final barrier freezes."""
     sh("mkfs.ext4", "-q", "-E", "nodiscard", small.top)

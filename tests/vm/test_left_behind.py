@@ -52,7 +52,7 @@ def test_a_primary_that_md_dropped_does_not_come_back_older(rig: Rig) -> None:
     ok("destroy", NAME, "--yes")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_primary_that_md_dropped_before_a_crash_does_not_come_back_older(rig: Rig) -> None:
     path = rig.cut("p0", SIZE)
     rig.create(*WRITE_BEHIND, primary=path, one=rig.cut("s0", SIZE))

@@ -373,7 +373,7 @@ def test_a_cancelled_resync_goes_on_later(rig: Rig) -> None:
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_resync_leaves_nothing_suspended_and_nothing_forgotten(rig: Rig) -> None:
     rig.create(one=rig.disks["s0"])
     rig.resync()

@@ -77,7 +77,11 @@ def test_a_delay_leg_lets_go_when_it_is_uncoupled(rig: Rig) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("via", "words"), [("direct", ("resync", NAME)), ("delay:300", ("remove", NAME, "one", "--yes"))]
+    ("via", "words"),
+    [
+        pytest.param("direct", ("resync", NAME), marks=pytest.mark.long),
+        ("delay:300", ("remove", NAME, "one", "--yes")),
+    ],
 )
 def test_a_leg_that_hangs_stays_coupled(rig: Rig, via: str, words: tuple[str, ...]) -> None:
     """To uncouple it would stop the primary for as long as the disk hangs; and to have a delay let go of what it holds,

@@ -196,7 +196,7 @@ def test_an_unplugged_metadata_device(rig: Rig, unplug: Callable[[str], None], r
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.kernel_log(allow=IO_ERRORS)
 def test_failing_metadata_in_write_behind_mode(rig: Rig) -> None:
     metadata = cut_metadata(rig, "--mode", "write-behind")

@@ -45,7 +45,7 @@ def via(rig: Rig, kind: str) -> str:
 
 @pytest.mark.parametrize(
     "kind",
-    ["writecache", pytest.param("delay", marks=pytest.mark.slow), "direct"],
+    ["writecache", pytest.param("delay", marks=pytest.mark.long), "direct"],
 )
 def test_attached_and_detached(rig: Rig, kernel_log: KernelLog, kind: str) -> None:
     rig.create(*MODE, "--via", via(rig, kind), one=rig.disks["s0"])
