@@ -23,7 +23,7 @@ SHORT = {
 
 
 @pytest.mark.parametrize("name", FUZZERS)
-@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.long)])
 def test_nothing_misleads(name: str, times: int, seed: int, capsys: pytest.CaptureFixture[str]) -> None:
     count, ends = SHORT[name]
     tally = FUZZERS[name](times * count, seed)
