@@ -86,7 +86,7 @@ def test_a_disk_is_pulled_out_and_plugged_in(machine: Machine, tmp_path: Path) -
     machine.attach(image, "s0", target)
     machine.wait_for(path("s0"))
     check_members(machine)
-    machine.dmsoft("resync", NAME)
+    machine.dmsoft("wait", NAME, "one")  # for what its unit does
     assert machine.secondary(NAME, "one")["state"] == "current"
 
 
