@@ -89,7 +89,7 @@ def plan(paths: Sequence[str], kernel: str | None, everything: bool) -> list[Job
     shards = SHARDS * 2 if everything else SHARDS
     jobs = list(_shards(kernels.DEFAULT, "tests/vm", usual, kernels.DEFAULT, shards))
     for name in MACHINES * everything:
-        jobs.append(Job(name, ("tests/vagrant",), "" if name == MACHINES[0] else "core", machine=name))
+        jobs.append(Job(name, ("tests/vagrant",), usual if name == MACHINES[0] else "core", machine=name))
     jobs.append(Job("crash", ("tests/crash",), usual))
     for version in SMOKE_KERNELS + MORE_KERNELS * everything:
         jobs.append(

@@ -51,6 +51,7 @@ CAMPAIGNS = (
         takes_seed=False,
     ),
     Campaign("long", "tests.harness.suite", _LONG, takes_seed=False),
+    Campaign("boots", "tests.harness.suite", ("tests/vagrant",), takes_seed=False),
     Campaign("daemon", "tests.harness.suite", ("tests/vm/test_monitor_soak.py",), takes_seed=False),
     Campaign("load", "tests.load", ("--minutes", "5")),
     Campaign("fuzz", "tests.fuzz", ("--count", "20000")),

@@ -121,7 +121,6 @@ def test_the_daemon_catches_up(machine: Machine) -> None:
     check(machine, first)
 
 
-@pytest.mark.core
 def test_a_reboot(machine: Machine) -> None:
     """Down in good order, up again with what is mounted, and the record of what was written goes on."""
     kept = write(machine, "kept")
@@ -143,6 +142,7 @@ def _resyncs(machine: Machine) -> set[str]:
     return {json.loads(lines[-1])["kind"]}
 
 
+@pytest.mark.long
 def test_a_missing_secondary(machine: Machine) -> None:
     """Nothing waits for it at the boot, and when it is plugged in it is caught up without a command."""
     kept = write(machine, "kept")

@@ -69,6 +69,7 @@ def test_no_other_program_takes_a_layer(machine: Machine) -> None:
     assert machine.run("systemctl", "--failed", "--no-legend") == ""
 
 
+@pytest.mark.long
 def test_a_boot(machine: Machine) -> None:
     """The coldplug of a whole system finds members, and takes none of them for a file system."""
     machine.dmsoft("stop", NAME)
