@@ -13,7 +13,7 @@ from dmsoft.member.gate import GatedDevice, open_exclusive
 from dmsoft.member.header import Header
 from dmsoft.member.payload import MemberRecord, Partial, Secondary, Sync
 from dmsoft.member.record import Record
-from dmsoft.mirror import sample, tracker
+from dmsoft.mirror import sample
 from dmsoft.mirror.decision import Decision, decide, go_on
 from dmsoft.mirror.generation import require_older
 from dmsoft.mirror.locate import doubted
@@ -351,18 +351,22 @@ def _sample(running: Running, job: Job, *, note: bool) -> None:
     reason = f"a block that should be equal differs from the primary (at byte {offset})"
     job.differs = True
     if note:
+        sync = job.payload.sync.doubted(reason)
         try:
             job.doubt(reason)
         finally:  # its own header may take no writes
-            _remember(running, job.label, reason)
+            _remember(running, job.label, sync)
     job.decision = Decision("compare", reason)
     job.held = (None, None)
     job.owed = BlockSet.full(job.owed.nr_blocks)
     job.stale = job.owed.copy()
 
 
-def _remember(running: Running, label: str, doubt: str) -> None:
+def _remember(running: Running, label: str, sync: Sync) -> None:
+    """What is known of a secondary now. Its token, which was believed, is no pending one any more: of a run that is, a
+    doubt counts as older than it."""
     record = running.payload.member(label)
     if record is not None:
+        record = record.replace(sync=sync, token_pending=None, token_confirmed=sync.token)
         with running.writing():
-            running.withdraw(running.payload.with_member(tracker.doubted(record, doubt)))
+            running.withdraw(running.payload.with_member(record))

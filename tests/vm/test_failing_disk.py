@@ -3,7 +3,7 @@
 
 import pytest
 
-from dmsoft.mirror import sample
+from dmsoft.mirror import notes, sample
 from dmsoft.units import MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, read, suspended
 
@@ -43,11 +43,17 @@ def test_a_secondary_that_fails_or_loses_what_is_written(small: Rig, feature: st
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verb", ["resync", "verify"])
+@pytest.mark.parametrize(("verb", "cut_off"), [("resync", False), ("resync", True), ("verify", False)])
 def test_a_difference_on_a_secondary_that_takes_no_writes(
-    small: Rig, verb: str, monkeypatch: pytest.MonkeyPatch
+    small: Rig, verb: str, cut_off: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its header cannot say so; the primary's does, and every block is compared even if that one was set right."""
+    """Its header cannot say so; the primary's does, and every block is compared even if that one was set right: also if
+    the last run could not say that it had ended."""
+    if cut_off:
+        with monkeypatch.context() as context:
+            context.setattr(notes, "confirmed", lambda *_: None)
+            small.write(3)
+            small.resync("one")
     if verb == "verify":
         monkeypatch.setattr(sample, "differing", lambda *_, **__: None)
     whole = read(small.secondaries["one"], small.secondary_header("one").regions["data"].offset, 4096)
@@ -57,8 +63,11 @@ def test_a_difference_on_a_secondary_that_takes_no_writes(
     assert ran.code == 6, ran
     small.behave(small.secondaries["one"], "s0")
     small.write_to_medium("one", 0, whole)
+    record = small.primary_header().member("one")
+    assert record is not None and record.sync.doubt
+    assert small.secondary_header("one").sync.token == record.token_confirmed  # it is still known to be ours
     parts = {part["label"]: part["kind"] for part in small.resync()["secondaries"]}
-    assert parts == {"one": "compare", "two": "none"}
+    assert parts == {"one": "compare", "two": "incremental" if cut_off else "none"}
     small.equal()
 
 
