@@ -55,12 +55,13 @@ FAILED = 125
 def main(argv: list[str]) -> int:
     """Exit status: COMMAND's, or 125 if libvirt does not start."""
     if argv[:1] == ["--inside"]:
-        return _inside(Path(argv[1]), argv[2:])
+        return _inside(Path(argv[1]), argv[2], argv[3:])
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
+    qemu = emulator.find()
     work = tempfile.mkdtemp(prefix="dmsoft-vagrant-")
     namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
-    inside = [sys.executable, "-m", "tests.vagrant.sandbox", "--inside", work, *argv]
+    inside = [sys.executable, "-m", "tests.vagrant.sandbox", "--inside", work, qemu, *argv]
     process = subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *namespaces, "--", *inside])
     try:
         return _wait(process)
@@ -89,8 +90,8 @@ def _remove(work: Path) -> None:
     print(f"sandbox: {work} could not be removed", file=sys.stderr)
 
 
-def _inside(work: Path, command: list[str]) -> int:
-    """As the first process of the namespaces."""
+def _inside(work: Path, qemu: str, command: list[str]) -> int:
+    """As the first process of the namespaces; ``qemu`` was found outside, where it can be fetched."""
     # The first process of a namespace lives on while COMMAND cleans up.
     signal.signal(signal.SIGINT, lambda *_: None)
     for name, there in _FOLDERS.items():
@@ -99,7 +100,7 @@ def _inside(work: Path, command: list[str]) -> int:
         subprocess.run(["mount", "--bind", work / name, there], check=True)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     _add_user(work)
-    _take_emulator(work)
+    _take_emulator(work, qemu)
     Path("/etc/libvirt/qemu.conf").write_text(_QEMU)
     Path("/etc/libvirt/libvirtd.conf").write_text(_LIBVIRTD)
     Path("/var/lib/libvirt/images").mkdir()
@@ -136,9 +137,9 @@ def _add_user(work: Path) -> None:
             subprocess.run(["mount", "--bind", work / file, there], check=True)
 
 
-def _take_emulator(work: Path) -> None:
+def _take_emulator(work: Path, qemu: str) -> None:
     """Machines run in the harness's QEMU. libvirt may be too old to know it, and asks the installed one what it can."""
-    installed, found = shutil.which("qemu-system-x86_64"), shutil.which(emulator.find())
+    installed, found = shutil.which("qemu-system-x86_64"), shutil.which(qemu)
     if not installed or not found or installed == found:
         return
     asked, wrapper = work / "qemu-installed", work / "qemu"
