@@ -214,6 +214,7 @@ def test_a_swap_that_finds_the_primary_left_out(rig: Rig, monkeypatch: pytest.Mo
 
 
 @pytest.mark.slow
+@pytest.mark.core
 def test_a_primary_that_md_tries_again_is_older(rig: Rig) -> None:
     """That is what any other resume does. Until md has copied all that it knows of, nothing is believed of it; that it
     knows of the write that failed is so on old kernels only."""
