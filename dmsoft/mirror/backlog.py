@@ -44,7 +44,8 @@ class BacklogError(BusyError):
 def shrink(names: Names, labels: Sequence[str], guard: Guard) -> list[str]:
     """Make what is still to be written to the coupled legs of ``labels`` so little that the lower can be suspended.
 
-    Returns the labels of delay legs, which are linear afterwards. Raises `BacklogError` with everything coupled still.
+    Returns the labels of delay legs, which are linear afterwards. Raises `BacklogError` with everything coupled still,
+    and all legs as they were unless one fell behind after it was asked; `DeviceError` if that cannot be told.
     """
     for label in labels:  # all of them, before anything is changed
         _require_answers(names, label)
