@@ -290,8 +290,11 @@ class Machine:
             self.disks.replug(LABELS[label])
             self.state.out.remove(label)
         settle()
-        for label in LABELS:
-            self.attach(label, busy=False)
+        for label, serial in LABELS.items():
+            if self.attach(label, busy=False) == "ejected":  # and waits to be unplugged
+                self.disks.unplug(serial)
+                self.disks.replug(serial)
+                self.attach(label, busy=False)
         data = look(self.primary, self.key()).data
         for label, serial in LABELS.items():
             assert look(self.disks[serial], self.key()).data == data, f"{label} is not equal at the end"
