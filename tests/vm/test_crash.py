@@ -18,7 +18,7 @@ from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, suspended
 pytest_plugins = ("tests.vm.rig",)
 
 SIZE = 24 * MIB
-_PARTS = 32
+_PARTS = 64
 
 
 def _dying(words: tuple[str, ...], point: int) -> int:

@@ -643,7 +643,6 @@ def cycle(name: str, times: int, errors: list[BaseException]) -> None:
         errors.append(err)
 
 
-@pytest.mark.smoke
 def test_threads_work_beside_a_blocked_suspend(make: Make, disk: Callable[..., str]) -> None:
     """Two threads cycle devices while a third sits in a suspend that waits for a slow write of an era."""
     slow = make("t-slow", slow_writes(disk(), 4000), inner=True)

@@ -285,7 +285,7 @@ def test_a_copied_header_on_another_disk(rig: Rig) -> None:
     assert read(copy, 0, 20 * MIB) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_crash_in_a_copy_is_no_doubt(rig: Rig) -> None:
     """An unclean end at any moment: incremental, and nothing is missed."""
     make(rig)

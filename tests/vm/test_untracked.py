@@ -151,7 +151,7 @@ def test_metadata_that_fails_in_the_middle_of_a_resync(rig: Rig, phase: str, max
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.kernel_log(allow=IO_ERRORS)
 def test_a_start_with_failing_metadata_is_one_without_tracking(rig: Rig) -> None:
     metadata = cut_metadata(rig)
@@ -369,7 +369,6 @@ def test_the_header_comes_before_the_top(rig: Rig, monkeypatch: pytest.MonkeyPat
     rig.equal()
 
 
-@pytest.mark.smoke
 def test_the_canary_leaves_no_trace(rig: Rig) -> None:
     """No device, no byte of the user's, no mark: what is current stays so, and the next resync has nothing to do."""
     rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
@@ -460,7 +459,7 @@ def test_a_stack_that_fails_the_canary(rig: Rig, monkeypatch: pytest.MonkeyPatch
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_metadata_that_the_reader_does_not_find(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary is well and the mirror's own record is read elsewhere: the era tells."""
     rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
@@ -506,7 +505,7 @@ def test_a_top_that_fails_its_check_while_somebody_has_it_open(rig: Rig, monkeyp
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_first_copy_without_tracking_is_not_made_twice(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(plan, "canary", _linear_canary)
