@@ -12,6 +12,7 @@ open. It does not die with its parent: what it has begun it ends, then it exits.
 
 import enum
 import errno
+import gc
 import os
 import select
 import signal
@@ -170,6 +171,9 @@ def isolate(*keep: int) -> None:
 
 def close_files(*keep: int) -> None:
     """The part of `isolate` that is about files; those of the terminal lead nowhere afterwards."""
+    # What the parent has left to be collected is not collected here: it would close numbers that are other files by
+    # then, and unmap addresses, of buffers that a fork does not inherit, where other memory is.
+    gc.freeze()
     os.chdir("/")
     for entry in os.listdir("/proc/self/fd"):
         number = int(entry)

@@ -50,6 +50,7 @@ def limited(more_bytes: int, at_suspend: bool, *words: str) -> tuple[int, str]:
     if pid == 0:
         try:
             os.close(out)
+            gc.freeze()  # what pytest has left to be collected includes memory that is not inherited
             faulthandler.register(signal.SIGALRM, file=theirs, chain=True)  # it says where it hangs, and ends
             signal.alarm(_LONGEST_SECONDS)
             code, said = _run_limited(more_bytes, at_suspend, list(words))
