@@ -18,7 +18,8 @@ class DmsoftError(Exception):
     again as `dmsoft --debug VERB ...`, and report what it shows.
     """
 
-    # Base of every error that a user can see: ``message`` says what is wrong, ``hint`` what to do about it.
+    # Base of every error that a user can see: ``message`` says what is wrong, ``hint`` what to do about it; without one
+    # the user is sent to ``dmsoft explain``.
     code: ClassVar[str] = "unexpected"
     exit_code: ClassVar[int] = 1
 

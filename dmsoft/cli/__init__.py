@@ -85,7 +85,7 @@ def run(arguments: list[str]) -> int:  # noqa: PLR0911 - one way out a kind of e
         _report(arguments, "usage", err.format_message(), _usage_hint(err))
         return err.exit_code
     except DmsoftError as err:
-        _report(arguments, err.code, err.message, err.hint)
+        _report(arguments, err.code, err.message, err.hint or f"`dmsoft explain {err.code}` says what to do.")
         return err.exit_code
     except BrokenPipeError:
         sys.stderr.close()

@@ -184,10 +184,10 @@ def test_an_error_is_two_lines_and_its_exit_code(status: Status, capsys: Capture
     }
 
 
-def test_an_error_without_a_hint(status: Status, capsys: Capture) -> None:
+def test_an_error_without_a_hint_says_where_one_is(status: Status, capsys: Capture) -> None:
     status(raising(DmsoftError("It broke.")))
     assert run(["status"]) == 1
-    assert capsys.readouterr().err == "Error: It broke.\n"
+    assert capsys.readouterr().err == "Error: It broke.\nHint: `dmsoft explain unexpected` says what to do.\n"
 
 
 def test_what_nobody_expected(status: Status, capsys: Capture) -> None:
