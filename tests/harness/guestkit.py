@@ -38,7 +38,11 @@ def wait_for(path: Path, present: bool, seconds: float = 30) -> None:
 
 
 def settle() -> None:
-    subprocess.run(["udevadm", "settle", "--timeout=60"], check=True)
+    """Until udev has done all it was to do. Once in a thousand times it hangs up on who asks for that ("Broken pipe"):
+    who asks again is answered."""
+    command = ["udevadm", "settle", "--timeout=60"]
+    if subprocess.run(command, check=False).returncode:
+        subprocess.run(command, check=True)
 
 
 def wipe(device: Path) -> None:

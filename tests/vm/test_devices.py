@@ -14,9 +14,9 @@ from dmsoft.inventory.candidates import ROLES, Candidate
 from dmsoft.inventory.udev import Udev
 from dmsoft.member import survey as surveys
 from dmsoft.units import MIB
-from tests.harness.guestkit import Disks
+from tests.harness.guestkit import Disks, settle
 from tests.vm import test_gate as gate
-from tests.vm.test_gate import SIZE, MakeLoop, contents, linear, make_member, mapped, settle, sh
+from tests.vm.test_gate import SIZE, MakeLoop, contents, linear, make_member, mapped, sh
 
 loops, modules = gate.loops, gate.modules
 

@@ -49,6 +49,7 @@ from dmsoft.dm.targets import (
 from dmsoft.dm.task import prepare
 from dmsoft.errors import KernelError
 from dmsoft.units import MIB, SECTOR, Sectors
+from tests.harness.guestkit import settle
 
 BLOCK = 64 * 1024
 SIZE = 16 * MIB
@@ -557,7 +558,7 @@ def test_remove_waits_a_little_and_then_says_who_holds_it(make: Make) -> None:
 
 
 def properties(device: Device) -> dict[str, str]:
-    sh("udevadm", "settle")
+    settle()
     lines = sh("udevadm", "info", "--query=property", f"--name={device.path}").splitlines()
     return dict(line.split("=", 1) for line in lines)
 
@@ -595,7 +596,7 @@ def test_udev_that_does_not_answer_costs_a_timeout_and_no_semaphore(make: Make) 
         assert leftover_cookies() == []
     finally:
         sh("udevadm", "control", "--start-exec-queue")
-        sh("udevadm", "settle")
+        settle()
 
 
 WITHOUT_UDEV = """

@@ -22,6 +22,7 @@ from dmsoft.member.gate import GatedDevice, open_exclusive, open_readonly
 from dmsoft.member.identity import identify
 from dmsoft.member.payload import Identity, Metadata, Region
 from dmsoft.units import KIB, MIB
+from tests.harness.guestkit import settle
 
 SIZE = 18 * MIB
 MIRROR = "0" * 31 + "1"
@@ -62,10 +63,6 @@ def loops(tmp_path: Path) -> Iterator[MakeLoop]:
             return device
 
         yield make
-
-
-def settle() -> None:
-    sh("udevadm", "settle", "--timeout=20")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Iterator
 
+from tests.harness.guestkit import settle
 from tests.vm.rig import read, sh, write
 
 _MAGIC = 0x6A736677736872
@@ -66,7 +67,7 @@ class LoggedDisk:
 
     def _load(self, target: str) -> None:
         sh("dmsetup", "create", self.name, data=f"0 {self.size_bytes // _SECTOR} {target}\n".encode())
-        sh("udevadm", "settle")
+        settle()
 
     def _replay(self, entries: int, spare: str) -> None:
         fd = os.open(spare, os.O_RDWR)
