@@ -25,7 +25,7 @@ JOURNAL = {"journal-begin", "stage", "journal-flush", "commit-write", "commit-fl
 def test_a_few_power_cuts(tmp_path: Path, seed: int) -> None:
     with Campaign(seed, tmp_path) as campaign:
         life = campaign.live("apart", deeds=1)
-        campaign.cut(life, 2)
+        campaign.cut(life, 4)
         print(campaign.figures)
         assert sum(campaign.figures.cuts.values()) >= 4
     chance = random.Random(seed)
@@ -45,7 +45,7 @@ def test_many_power_cuts(story: str, tmp_path: Path, seed: int) -> None:
         places = Places.of(life.tape)
         assert set(places.phases) >= PHASES
         assert set(places.inner) >= (PARTS if story == "behind" else PARTS | JOURNAL)
-        campaign.cut(life, 4)
+        campaign.cut(life, 2)
         print(campaign.figures)
     found = desk.cut(life, 100, random.Random(seed))
     print(dict(found))

@@ -212,7 +212,6 @@ def test_a_cache_device_serves_one_secondary(rig: Rig) -> None:
 LOST = r"lost on its way"
 
 
-@pytest.mark.smoke
 def test_a_write_behind_that_was_lost_is_found_and_mended(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if the disk had dropped it: md knows nothing. S stays where it was until the block was copied. What the proof
     had kept of its way until then is known to the copy after it."""
