@@ -191,6 +191,7 @@ def test_without_the_daemon_a_disk_is_caught_up_by_its_unit(machine: Machine) ->
     check(machine, missed)
 
 
+@pytest.mark.long
 def test_the_power_fails(machine: Machine) -> None:
     """In the middle of writes: what was synced is there, the file system is sound, and the copies follow."""
     kept = write(machine, "kept")

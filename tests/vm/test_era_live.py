@@ -99,8 +99,9 @@ def test_a_table_loaded_before_the_suspend_loses_marks(bed: LoopBed) -> None:
 @pytest.mark.smoke
 def test_no_limit_makes_discards_safe(bed: LoopBed) -> None:
     """Why there is no option for them: cut to single blocks, a discard across a border still marks one side alone."""
-    if not bed.takes_discards():
-        pytest.skip("no discard reaches dm-era on this kernel's loop devices")
+    if not bed.takes_discards():  # 5.10 complains about one here; `test_discards_are_refused` has some that it takes
+        assert os.uname().release.startswith("5.10.")
+        return
     limit = Path(f"/sys/dev/block/{bed.device.number}/queue/discard_max_bytes")
     limit.write_text(str(bed.block_bytes))
     border, page = 8 * bed.block_bytes, 4096
