@@ -272,7 +272,7 @@ def test_a_barrier_whose_era_cannot_begin(rig: Rig) -> None:
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.kernel_log(allow=IO_ERRORS)
 def test_an_era_that_was_not_put_away(rig: Rig) -> None:
     """The suspend says that all went well. So nobody but who looks knows, and the mirror is compared."""
@@ -483,7 +483,7 @@ def test_metadata_that_the_reader_does_not_find(rig: Rig, monkeypatch: pytest.Mo
     rig.equal()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_top_that_fails_its_check_while_somebody_has_it_open(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot be taken down then; the verdict stands all the same, and the next start acts on it."""
     rig.create(primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
