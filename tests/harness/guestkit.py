@@ -38,8 +38,8 @@ def wait_for(path: Path, present: bool, seconds: float = 30) -> None:
 
 
 def settle() -> None:
-    """Until udev has done all it was to do. Once in a thousand times it hangs up on who asks for that ("Broken pipe"):
-    who asks again is answered."""
+    """Until udev has done all it was to do. It was seen to hang up on who asks for that ("Broken pipe"), and to be well
+    right after: so it is asked once more."""
     command = ["udevadm", "settle", "--timeout=60"]
     if subprocess.run(command, check=False).returncode:
         subprocess.run(command, check=True)

@@ -30,6 +30,7 @@ def loops() -> set[str]:
     return {folder.parent.name for folder in Path("/sys/block").glob("loop*/loop")}
 
 
+@pytest.mark.smoke
 def test_a_checkup(disks: Disks) -> None:
     before = loops()
     with unchanged(*(disks[serial] for serial in ("p0", "s0", "c0"))):
