@@ -15,6 +15,7 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from dmsoft.era.blocks import BlockSet
@@ -139,8 +140,13 @@ def _era(
 
 def cut(life: Recording, count: int, chance: random.Random) -> Counter[str]:
     """Cut that life at so many places, each with every survival of the caches. Raises `Divergence`."""
+    return cut_at(life, Places.of(life.tape).draw(count, chance), chance)
+
+
+def cut_at(life: Recording, places: Sequence[int], chance: random.Random) -> Counter[str]:
+    """The same at these places, which are in order."""
     found: Counter[str] = Counter()
-    for place, case, replay in life.cases(Places.of(life.tape).draw(count, chance)):
+    for place, case, replay in life.cases(places):
         for survival in SURVIVALS:
             try:
                 found += judge(case, replay.after_cut(survival, chance))

@@ -70,8 +70,7 @@ class Life:
                 deed()
             self._run(0.1)
             self._rest()
-            self._verb("destroy", NAME, "--yes")
-            self._mail.mark("phase destroyed")
+            self._verb("destroy", NAME, "--yes", then="destroyed")
 
     def _deeds(self) -> list[Callable[[], None]]:
         known: list[Callable[[], None]] = [
@@ -86,10 +85,10 @@ class Life:
         ]
         return self._chance.sample(known, self._count)
 
-    def _verb(self, *words: str, phase: str | None = None) -> None:
+    def _verb(self, *words: str, phase: str | None = None, then: str = "running") -> None:
         self._mail.mark(f"phase {phase or words[0]}")
         ok(*words)
-        self._mail.mark("phase running")
+        self._mail.mark(f"phase {then}")
 
     def _eject(self, label: str, disk: str) -> None:
         """It goes and comes back, as udev brings it; what keeps an ejected disk from that is a note of this plug-in."""
@@ -101,8 +100,7 @@ class Life:
 
     def _bounce(self) -> None:
         self._rest()
-        self._verb("stop", NAME)
-        self._mail.mark("phase stopped")
+        self._verb("stop", NAME, then="stopped")
         self._verb("start", NAME)
         self._write()
 

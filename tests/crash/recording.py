@@ -72,6 +72,11 @@ class Places:
             inner.append(within.name)
         return cls([*phases, phase], [*inner, within.name], marks)
 
+    def turns(self) -> list[int]:
+        """The last place of each phase: what is promised changes there."""
+        before = zip(self.phases, self.phases[1:], strict=False)
+        return [place for place, (one, next_one) in enumerate(before) if one != next_one] + [len(self.phases) - 1]
+
     def draw(self, count: int, chance: random.Random) -> list[int]:
         """Half of them near a mark, a third evenly over all that is under way, the others evenly over the tape; in
         order."""
