@@ -241,6 +241,7 @@ def test_a_behind_write_that_fails(bed: Bed, rig: Rig) -> None:
     rig.create(*BEHIND, "--via", f"delay:{LONG_MS}", primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
     rig.resync()
     page(rig.top, 3 * MIB, b"n")
+    wait_until("the write is on its way", lambda: on_its_way("m-one"))
     rig.behave(rig.secondaries["one"], "s0", "error_writes")
     let_go("m-one")
     wait_until("md drops it", lambda: "D" in health("m-lower"))
@@ -279,8 +280,8 @@ def test_write_behind_at_the_second_place(bed: Bed) -> None:
 
 
 @pytest.mark.core
-def test_repair_takes_the_first_leg_for_the_truth(bed: Bed, rig: Rig) -> None:
-    """Also if that is write-mostly, as dmsoft's secondaries are. `verify --repair` never asks md."""
+def test_repair_takes_the_first_leg_for_the_truth(bed: Bed) -> None:
+    """Also if that is write-mostly, as dmsoft's secondaries are (see `test_a_mirror_asks_md_nothing`)."""
     slots, primary, stale = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
     write(path(primary), MIB, b"n" * MIB)
     write(path(stale), MIB, b"o" * MIB)
@@ -288,18 +289,10 @@ def test_repair_takes_the_first_leg_for_the_truth(bed: Bed, rig: Rig) -> None:
     sh("dmsetup", "message", "trap", "0", "repair")
     wait_until("the primary is overwritten", lambda: read(path(primary), MIB, MIB) == b"o" * MIB)
 
-    rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
-    write(rig.top, 3 * MIB, b"n" * MIB)
-    rig.resync()
-    assert "write_mostly 0" in table("m-lower")
-    rig.write_to_medium("one", 3 * MIB, b"o" * MIB)
-    dmsoft("verify", NAME, "--repair")
-    assert data_bytes(rig, "one", 3) == data_bytes(rig, None, 3) == b"n" * MIB
-
 
 @pytest.mark.core
-def test_md_swallows_flush_errors(bed: Bed, rig: Rig) -> None:
-    """Whichever leg fails to flush, the raid1 says that all is durable. dmsoft flushes the disks themselves."""
+def test_md_swallows_flush_errors(bed: Bed) -> None:
+    """Whichever leg fails to flush, the raid1 says that all is durable (see `test_a_mirror_asks_md_nothing`)."""
     slots, disks = [bed.ram(256 * KIB) for _ in range(2)], [bed.ram(LENGTH) for _ in range(2)]
     legs = [dm(f"trap-leg{index}", f"linear {disk} 0") for index, disk in enumerate(disks)]
     top = dm("trap", raid((slots[0], legs[0]), (slots[1], legs[1])))
@@ -308,25 +301,11 @@ def test_md_swallows_flush_errors(bed: Bed, rig: Rig) -> None:
         assert (fsync_error(leg), fsync_error(top)) == (errno.EIO, 0)
     assert health("trap") == "AA"
 
-    rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
-    rig.resync()
-    before = rig.secondary_header("one").sync.era
-    rig.write(3)
-    wait_until("it was written behind", lambda: not rig.differing("one"))
-    rig.behave(rig.secondaries["one"], "s0", "error_writes")
-    assert (fsync_error(rig.secondaries["one"]), fsync_error(rig.top)) == (errno.EIO, 0)
-    assert dmsoft("resync", NAME).code == 6
-    assert rig.secondary_header("one").sync.era == before and rig.stale("one") == {3}
-    rig.behave(rig.secondaries["one"], "s0")
-    rig.resync()
-    ok("stop", NAME)
-    rig.equal()
-
 
 @pytest.mark.core
-def test_a_bare_suspend_ends_the_order_of_behind_writes(bed: Bed, rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bare_suspend_ends_the_order_of_behind_writes(bed: Bed) -> None:
     """Two writes of one place go to the leg behind one after the other, until the raid1 was suspended and resumed as it
-    is; from then on they may overtake each other. dmsoft resumes a raid1 only with a table that was loaded for it."""
+    is; from then on they may overtake each other (see `test_a_mirror_asks_md_nothing`)."""
     slots, fast, slow = [bed.ram(256 * KIB) for _ in range(2)], bed.ram(LENGTH), bed.ram(LENGTH)
     leg = Device("trap-leg", "DMSOFT-trap-leg")
     dm(leg.name, held_back(slow), uuid=leg.uuid)
@@ -350,6 +329,11 @@ def test_a_bare_suspend_ends_the_order_of_behind_writes(bed: Bed, rig: Rig, monk
     swap("trap", table_of)
     assert second_waits()
 
+
+@pytest.mark.core
+def test_a_mirror_asks_md_nothing(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """dmsoft's side of the three before: it resumes a raid1 only with a table that was loaded for it, flushes the disks
+    themselves, and `verify --repair` copies from the primary, though that is the second leg."""
     calls: list[str] = []
     for name in ("load", "resume"):
         original = getattr(Device, name)
@@ -370,11 +354,25 @@ def test_a_bare_suspend_ends_the_order_of_behind_writes(bed: Bed, rig: Rig, monk
         return started(helper, operation, target)
 
     monkeypatch.setattr(Helper, "start", start)
+
     rig.create(*BEHIND, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
     rig.resync()
-    rig.write(3)
+    before = rig.secondary_header("one").sync.era
+    write(rig.top, 3 * MIB, b"n" * MIB)
+    wait_until("it was written behind", lambda: not rig.differing("one"))
+    rig.behave(rig.secondaries["one"], "s0", "error_writes")
+    assert (fsync_error(rig.secondaries["one"]), fsync_error(rig.top)) == (errno.EIO, 0)
+    assert dmsoft("resync", NAME).code == 6
+    assert rig.secondary_header("one").sync.era == before and rig.stale("one") == {3}
+    rig.behave(rig.secondaries["one"], "s0")
     rig.resync()
+
+    assert "write_mostly 0" in table("m-lower")
+    rig.write_to_medium("one", 3 * MIB, b"o" * MIB)
+    dmsoft("verify", NAME, "--repair")
+    assert data_bytes(rig, "one", 3) == data_bytes(rig, None, 3) == b"n" * MIB
     ok("stop", NAME)
+    rig.equal()
     resumes = [at for at, name in enumerate(calls) if name == "resume"]
     assert len(resumes) >= 3 and all(at and calls[at - 1] == "load" for at in resumes), calls
 
@@ -536,6 +534,17 @@ def test_metadata_that_fail_for_a_moment(bed: Bed, rig: Rig) -> None:
         assert rig.resync()["kind"] == "compare"
         rig.equal()
 
+    # A start begins tracking anew in a mirror that runs.
+    rig.behave(metadata, "c0", "error_writes")
+    with pytest.raises(OSError, match="Input/output error"):
+        rig.write(3)
+    rig.behave(metadata, "c0")
+    started = ok("start", NAME, "--json").json
+    assert started["doubt"] and started["untracked"] is None
+    rig.write(4)
+    assert rig.resync()["kind"] == "compare"
+    rig.equal()
+
 
 def remembers() -> str:
     """The letter of the stripe below the record."""
@@ -581,9 +590,9 @@ def test_a_record_whose_flush_fails(rig: Rig, tmp_path: Path) -> None:
 
 @pytest.mark.core
 @pytest.mark.kernel_log(allow=METADATA_ERRORS)
-def test_metadata_that_fill_up_or_fail(bed: Bed, rig: Rig) -> None:
-    """Writes fail, a resume leaves the device suspended, and metadata that are well again heal nothing by themselves.
-    dmsoft goes on without tracking, and begins it anew."""
+def test_metadata_that_fill_up_or_fail(bed: Bed) -> None:
+    """Writes fail, a resume leaves the device suspended, and metadata that are well again heal nothing by themselves
+    (see the last of `test_metadata_that_fail_for_a_moment`)."""
     origin, length = bed.ram(23 * MIB), 23 * MIB // 512
     top = dm("trap-full", f"era {bed.ram(21 * 4 * KIB)} {origin} 8", length)
     filled(top, "trap-full")
@@ -608,16 +617,3 @@ def test_metadata_that_fill_up_or_fail(bed: Bed, rig: Rig) -> None:
             swap("trap-metadata", f"linear {ram} 0", MIB // 512)
     swap("trap-failed", era)
     page(top, MIB, b"n")
-
-    metadata = rig.cut("c0", 16 * MIB)
-    rig.create("--metadata", metadata, primary=rig.cut("p0", SIZE), one=rig.cut("s0", SIZE))
-    rig.resync()
-    rig.behave(metadata, "c0", "error_writes")
-    with pytest.raises(OSError, match="Input/output error"):
-        rig.write(3)
-    rig.behave(metadata, "c0")
-    started = ok("start", NAME, "--json").json
-    assert started["doubt"] and started["untracked"] is None
-    rig.write(4)
-    assert rig.resync()["kind"] == "compare"
-    rig.equal()
