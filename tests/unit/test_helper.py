@@ -5,7 +5,7 @@ import ctypes
 import gc
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,16 @@ class _Left:
         self.what, self.circle = what, self
 
 
-def ends_well(pid: int) -> bool:
+def ends_well(own: Callable[[], None]) -> bool:
+    """Whether a child with no files but its own does that and lives."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            close_files()
+            own()
+            os._exit(0)
+        finally:
+            os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
@@ -78,18 +87,14 @@ def test_a_file_that_its_parent_left_closes_none_of_its_own(tmp_path: Path) -> N
     number = file.fileno()
     _Left(file)
     del file
-    pid = os.fork()
-    if pid == 0:
-        try:
-            close_files()
-            while os.open("/dev/null", os.O_RDONLY) < number:
-                pass
-            gc.collect()
-            os.fstat(number)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert ends_well(pid)
+
+    def own() -> None:
+        while os.open("/dev/null", os.O_RDONLY) < number:
+            pass
+        gc.collect()
+        os.fstat(number)
+
+    assert ends_well(own)
 
 
 @pytest.mark.usefixtures("later")
@@ -98,17 +103,13 @@ def test_memory_that_its_parent_left_unmaps_none_of_its_own() -> None:
     address = ctypes.addressof(ctypes.c_char.from_buffer(view))
     _Left(view)
     del view
-    pid = os.fork()
-    if pid == 0:
-        try:
-            close_files()
-            assert _mapped_at(address, MIB)
-            gc.collect()
-            ctypes.memset(address, 1, MIB)  # or it ends by SIGSEGV
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert ends_well(pid)
+
+    def own() -> None:
+        assert _mapped_at(address, MIB)
+        gc.collect()
+        ctypes.memset(address, 1, MIB)  # or it ends by SIGSEGV
+
+    assert ends_well(own)
 
 
 def _mapped_at(address: int, size_bytes: int) -> bool:
