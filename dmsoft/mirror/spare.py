@@ -3,10 +3,11 @@
 
 import contextlib
 import os
-from collections.abc import Callable
+import threading
 from dataclasses import dataclass
 
 from dmsoft.era.blocks import BlockSet
+from dmsoft.era.reader import EraReader
 from dmsoft.errors import DmsoftError
 from dmsoft.member import header
 from dmsoft.member import record as records
@@ -20,32 +21,38 @@ from dmsoft.resync.copy import Side, read_all
 
 @dataclass(frozen=True, slots=True)
 class _Spare:
-    fd: int
     side: Side
     decision: Decision
 
 
 class Spares:
-    """The secondaries of a mirror as they stand when a run begins; a context manager. What the run itself writes to
-    them are blocks that they do not have clean."""
+    """The secondaries of a mirror as they stand when a run begins; a context manager that raises as
+    `Running.era_reader`. What the run itself writes to them are blocks that they do not have clean.
 
-    def __init__(self, running: Running, current_era: int | None, written_since: Callable[[int], BlockSet]) -> None:
-        self._running, self._era, self._written_since = running, current_era, written_since
+    A reader is for one thread at a time: this one has its own, and asks it under a lock.
+    """
+
+    def __init__(self, running: Running, current_era: int | None) -> None:
+        self._running, self._era = running, current_era
         self._spares: list[_Spare] = []
+        self._reader: EraReader | None = None
+        self._lock = threading.Lock()
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Spares":
+        self._reader = self._stack.enter_context(self._running.era_reader())
         for label in self._running.assembly.secondaries:
             with contextlib.suppress(DmsoftError, OSError):
-                self._open(label)
+                self._spares.append(self._open(label))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for spare in self._spares:
-            os.close(spare.fd)
         self._spares = []
+        self._stack.close()
 
     def read(self, offset: int, view: memoryview) -> bool:
-        """Fill ``view`` with these bytes of the data, which lie in one block; False when nobody here can.
+        """Fill ``view`` with these bytes of the data, which lie in one block; False when nobody here can. Called by
+        several threads.
 
         First read, then asked: a block that is clean afterwards was clean while it was read.
         """
@@ -53,7 +60,8 @@ class Spares:
         for spare in self._spares:
             try:
                 read_all(spare.side, view, offset)
-                owed = spare.decision.owed(self._written_since, self._nr_blocks)
+                with self._lock:
+                    owed = spare.decision.owed(self._written_since, self._nr_blocks)
             except (OSError, DmsoftError):
                 continue
             if block not in owed:
@@ -64,7 +72,10 @@ class Spares:
     def _nr_blocks(self) -> int:
         return -(-self._running.data.length // self._running.block_bytes)
 
-    def _open(self, label: str) -> None:
+    def _written_since(self, era: int) -> BlockSet:
+        return BlockSet.full(self._nr_blocks) if self._reader is None else self._reader.written_since(era).blocks
+
+    def _open(self, label: str) -> _Spare:
         running = self._running
         record, placed = running.payload.member(label), running.assembly.secondaries[label]
         fd = open_for_read(node_path(placed.number))
@@ -84,4 +95,5 @@ class Spares:
         except BaseException:
             os.close(fd)
             raise
-        self._spares.append(_Spare(fd, Side(fd, payload.regions["data"].offset), decision))
+        self._stack.callback(os.close, fd)
+        return _Spare(Side(fd, payload.regions["data"].offset), decision)

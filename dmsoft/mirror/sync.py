@@ -246,7 +246,7 @@ def _run(
     source = stack.enter_context(running.primary_side())
     throttle = running.throttle(wanted.rate, cancelled)
     if running.payload.tracker.doubt is not None:
-        nobody = Spares(running, None, lambda _: jobs[0].owed)  # not opened: without tracking no block is clean
+        nobody = Spares(running, None)  # not opened: without tracking no block is clean
         run = Run(running, jobs, guard, None, source, progress, cancelled, wanted.max_stall, nobody, True, throttle)
         notes.pending(running, jobs)  # cut off, it is to be known as ours all the same
         run.compare_untracked()
@@ -257,10 +257,10 @@ def _run(
     rates = [record.rate for each in jobs if (record := running.payload.member(each.label)) and record.rate]
     notes.pending(running, jobs)
     reader = stack.enter_context(running.era_reader())
-    spares = Spares(running, era, lambda era: reader.written_since(era).blocks)
+    spares = stack.enter_context(Spares(running, era))
     run = Run(
-        running, jobs, guard, reader, source, progress, cancelled, wanted.max_stall, stack.enter_context(spares),
-        wanted.direct, throttle, era,
+        running, jobs, guard, reader, source, progress, cancelled, wanted.max_stall, spares, wanted.direct, throttle,
+        era,
     )  # fmt: skip
     if rates:
         run.rate = float(min(rates))
