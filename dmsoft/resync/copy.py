@@ -166,14 +166,14 @@ class Copier:
                     self.on_checkpoint(self.floor())
                     due = time.monotonic() + CHECKPOINT_SECONDS
 
-    def _next(self) -> list[Request] | None:
+    def _next(self, worker: int) -> list[Request] | None:
         with self._lock:
-            self._under_way.pop(threading.get_ident(), None)
+            self._under_way.pop(worker, None)
             if self.cancelled.is_set() or len(self.tally.failed) == len(self.targets):
                 return None
             batch = next(self._pending, None)
             if batch is not None:
-                self._under_way[threading.get_ident()] = batch[0].offset
+                self._under_way[worker] = batch[0].offset
                 self._taken = batch[-1].offset + batch[-1].length
             return batch
 
@@ -181,8 +181,10 @@ class Copier:
         """One more thread, as long as there is a buffer for it."""
         with self._lock:
             if self._free and not self.cancelled.is_set():
+                # A number of our own: that of a thread which ended with its batch not dealt with may be another's soon.
+                worker = len(self._threads)
                 thread = threading.Thread(
-                    target=self._work, args=(self._free.pop(0),), name=f"copy-{len(self._threads)}", daemon=True
+                    target=self._work, args=(worker, self._free.pop(0)), name=f"copy-{worker}", daemon=True
                 )
                 try:
                     launch(thread)
@@ -192,10 +194,10 @@ class Copier:
                 else:
                     self._threads.append(thread)
 
-    def _work(self, buffer: memoryview) -> None:
+    def _work(self, worker: int, buffer: memoryview) -> None:
         ours, theirs = buffer[:REQUEST_BYTES], buffer[REQUEST_BYTES:]
         try:
-            while (batch := self._next()) is not None:
+            while (batch := self._next(worker)) is not None:
                 if self._copy(batch, ours, theirs) < _SLOW_BYTES:
                     self._hire()
         except BaseException as err:

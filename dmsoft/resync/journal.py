@@ -284,8 +284,16 @@ class _Replay:
                     raise
                 break
             running.append(thread)
-        for thread in running:
-            thread.join()
+        try:
+            for thread in running:
+                thread.join()
+        except BaseException as err:  # an interrupt: nobody writes any more when it goes on its way
+            with self._changed:
+                self._errors.append(err)
+                self._changed.notify_all()
+            for thread in running:
+                thread.join()
+            raise
         if self._errors:
             raise self._errors[0]
         if self._number < len(self._places):

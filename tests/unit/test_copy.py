@@ -26,7 +26,7 @@ from dmsoft.resync.copy import (
     read_all,
     write_all,
 )
-from dmsoft.resync.extents import Request
+from dmsoft.resync.extents import Request, batches
 from dmsoft.resync.staging import Staging
 from dmsoft.units import KIB, MIB
 
@@ -211,6 +211,15 @@ def test_below_a_checkpoint_everything_is_copied(disks: Disks, monkeypatch: pyte
     copier = Copier(disks.source(), [disks.target()], on_checkpoint=check, on_progress=lambda _: time.sleep(0.003))
     copier.run(whole(length=64 * KIB))
     assert seen == sorted(seen) and len(seen) >= 3 and 0 < seen[-1] <= SIZE == copier.floor()
+
+
+def test_what_a_thread_left_as_it_ended_is_not_below_a_checkpoint(disks: Disks) -> None:
+    """The next thread may have the number that the system gave to the first."""
+    copier = Copier(disks.source(), [disks.target()])
+    copier._pending = batches(whole(), batch_bytes=MIB, most=1, rise=0)
+    left, _, next_one = copier._next(0), copier._next(1), copier._next(1)
+    assert left is not None and next_one is not None
+    assert copier.floor() == left[0].offset < next_one[0].offset
 
 
 def test_compare_writes_only_what_differs(disks: Disks) -> None:

@@ -4,6 +4,7 @@ in time, and the header says which."""
 
 import os
 import random
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -302,6 +303,29 @@ def test_a_later_pass_wins(bench: Bench, start: bytes, old: bytes, monkeypatch: 
 
     monkeypatch.setattr(journal_module, "write_all", slow)
     assert whole(disk, old, after(old, work)).era == NEW_ERA
+
+
+def test_who_is_interrupted_leaves_no_thread_that_writes(
+    bench: Bench, start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = committed(bench, start, passes(random.Random(3), 2))
+
+    def slow(side: Side, view: memoryview, offset: int) -> None:
+        time.sleep(0.1)
+        write_all(side, view, offset)
+
+    join, interrupts = threading.Thread.join, iter([KeyboardInterrupt])
+
+    def interrupted(thread: threading.Thread, timeout: float | None = None) -> None:
+        for interrupt in interrupts:
+            raise interrupt
+        join(thread, timeout)
+
+    monkeypatch.setattr(journal_module, "write_all", slow)
+    monkeypatch.setattr(threading.Thread, "join", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reopened(disk)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("apply-")]
 
 
 def test_a_forged_segment_is_not_written(bench: Bench, start: bytes, old: bytes) -> None:
