@@ -22,6 +22,8 @@ def pending(running: Running, jobs: Sequence[Job]) -> None:
         sync = each.payload.sync
         if sync.doubt is None and record.sync.doubt is not None:
             sync = sync.doubted(record.sync.doubt)
+        elif sync.doubt is None and each.decision.kind == "compare":  # an S of another history, while it is away
+            sync = sync.doubted(each.decision.reason)
         payload = payload.with_member(
             record.replace(
                 token_pending=each.token, token_confirmed=confirmed, sync=sync, away_since=None,

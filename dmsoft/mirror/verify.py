@@ -274,8 +274,9 @@ def _remember(running: Running, each: Job, found: Round, doubt: str | None) -> N
         sync=record.sync if doubt is None else record.sync.doubted(doubt),
         token_pending=None if found.mismatches else record.token_pending,
     )  # fmt: skip
+    change = running.withdraw if found.mismatches else running.grant
     with running.writing():
-        running.grant(running.payload.with_member(record))
+        change(running.payload.with_member(record))
 
 
 def _repair(

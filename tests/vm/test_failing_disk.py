@@ -3,6 +3,8 @@
 
 import pytest
 
+from dmsoft.member import header
+from dmsoft.member.payload import Primary
 from dmsoft.mirror import notes, sample
 from dmsoft.units import MIB
 from tests.vm.rig import NAME, Rig, dmsoft, ok, read, suspended
@@ -66,6 +68,9 @@ def test_a_difference_on_a_secondary_that_takes_no_writes(
     record = small.primary_header().member("one")
     assert record is not None and record.sync.doubt
     assert small.secondary_header("one").sync.token == record.token_confirmed  # it is still known to be ours
+    for copy in header.read(small.primary).copies:
+        known = copy.payload.member("one") if isinstance(copy.payload, Primary) else None
+        assert known is not None and known.sync.doubt, "both copies have it"
     parts = {part["label"]: part["kind"] for part in small.resync()["secondaries"]}
     assert parts == {"one": "compare", "two": "incremental" if cut_off else "none"}
     small.equal()
