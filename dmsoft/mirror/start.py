@@ -183,19 +183,22 @@ def _check_tracker(running: Running, *, lost: bool) -> str | None:
     """Judge the era metadata and write into the primary's header what follows, before the kernel touches any of it.
 
     From here on the digest of the clean stop is gone. In doubt a new tracker life begins: its id is durable before the
-    metadata is zeroed, and every secondary is unknown. If the metadata cannot be zeroed, `Tracker.doubt` says so.
+    metadata is zeroed, and every secondary is unknown. If the metadata cannot be zeroed, or their device is used for
+    something else by now, `Tracker.doubt` says so.
     """
     payload = running.payload
     doubt = doubt_of(running) or (untracked.FAILED if lost else None)
+    refusal = untracked.refused(running) if doubt is None else None  # else it is gated to be zeroed
+    wrong = doubt or refusal
     with running.writing():
-        if doubt is None:
+        if wrong is None:
             running.withdraw(payload.replace(tracker=payload.tracker.replace(clean_digest=None)))
         else:
-            running.withdraw(tracker.revoked(payload, doubt, tracked=True))
+            running.withdraw(tracker.revoked(payload, wrong, tracked=refusal is None))
             loss.forget(running.names)
         canary.clear(running, _SLOT_SET)
     if doubt is None:
-        return None
+        return refusal
     try:
         zero_metadata(running)
     except DmsoftError as err:

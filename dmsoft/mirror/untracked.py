@@ -19,7 +19,9 @@ from dmsoft.dm.device import Device
 from dmsoft.dm.targets import Table
 from dmsoft.era.errors import EraBusyError
 from dmsoft.errors import DeviceError, DmsoftError, MetadataError, NotFoundError
-from dmsoft.member.gate import open_exclusive
+from dmsoft.member import header
+from dmsoft.member.gate import GatedDevice, open_exclusive
+from dmsoft.member.refusal import GateUnknownError
 from dmsoft.mirror import attach, canary, loss, tracker
 from dmsoft.mirror.barrier import DEADLINE_SECONDS, EraLostError
 from dmsoft.mirror.execute import discards_off, dismantle, ensure, require_no_discards
@@ -147,16 +149,38 @@ def _restore(running: Running, guard: Guard, reason: str) -> str | None:
 
 
 def zero_metadata(running: Running) -> None:
-    """Zero block 0, which tells the kernel to format. Raises `DeviceError`, `NotFoundError`."""
-    payload, metadata = running.payload, running.assembly.metadata
-    number, region = metadata_place(running.assembly.primary, metadata)
-    member = payload if metadata is None else metadata.payload
-    with open_exclusive(
-        node_path(number), purpose="member", expect=member.identity, member_uuid=member.member_uuid,
-        own_uuid_prefix=running.names.prefix,
-    ) as disk:  # fmt: skip
+    """Zero block 0, which tells the kernel to format. Raises `DeviceError`, `NotFoundError`, `RefusedError`."""
+    metadata = running.assembly.metadata
+    _, region = metadata_place(running.assembly.primary, metadata)
+    with _gated(running) as disk:
+        if metadata is not None:  # nobody else writes this header, should a copy of it have been overwritten
+            header.write_withdrawn(disk, metadata.payload, running.assembly.key)
         what = "The primary" if metadata is None else "The metadata device"
         write(disk, bytes(_METADATA_BLOCK), region.offset, what)
+
+
+def refused(running: Running) -> str | None:
+    """Why the kernel may not write to the device of the metadata, None if it may: it is used for something else by now,
+    or is something else. Raises `GateUnknownError` for one that cannot be checked at the moment."""
+    if running.assembly.metadata is None:
+        return None  # it is the primary, which passes the gate for its header
+    try:
+        with _gated(running):
+            return None
+    except GateUnknownError:
+        raise
+    except DmsoftError as err:
+        return err.message.rstrip(".")
+
+
+def _gated(running: Running) -> contextlib.AbstractContextManager[GatedDevice]:
+    payload, metadata = running.payload, running.assembly.metadata
+    number, _ = metadata_place(running.assembly.primary, metadata)
+    member = payload if metadata is None else metadata.payload
+    return open_exclusive(
+        node_path(number), purpose="member", expect=member.identity, member_uuid=member.member_uuid,
+        own_uuid_prefix=running.names.prefix,
+    )  # fmt: skip
 
 
 def hold_era(running: Running) -> None:

@@ -196,6 +196,22 @@ def test_an_unplugged_metadata_device(rig: Rig, unplug: Callable[[str], None], r
     rig.equal()
 
 
+def test_a_metadata_device_that_is_used_for_something_else(rig: Rig) -> None:
+    """Nothing is written to it, though all that is ours is still there; given back, it is used again."""
+    metadata = cut_metadata(rig)
+    ok("stop", NAME)
+    sh("mkswap", metadata)
+    with unchanged(metadata):
+        assert "swap" in ok("start", NAME, "--json").json["untracked"]
+        rig.write(3)
+        assert "swap" in is_untracked(rig)
+        ok("start", NAME)  # it may be had by now
+        assert "swap" in is_untracked(rig)
+    sh("wipefs", "--all", metadata)
+    is_tracked(rig, "compare")
+    rig.equal()
+
+
 @pytest.mark.long
 @pytest.mark.kernel_log(allow=IO_ERRORS)
 def test_failing_metadata_in_write_behind_mode(rig: Rig) -> None:
