@@ -3,8 +3,8 @@
 
 import click
 
+from dmsoft.cli.consent import consent
 from dmsoft.cli.options import (
-    confirm,
     dry_run_option,
     expect_option,
     force_option,
@@ -37,15 +37,16 @@ def add(
     journal_size: int | None, force: bool, dry_run: bool, yes: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Add a secondary to the mirror NAME, running or not. What is on the device is lost."""
+    from dmsoft.mirror.create import devices_of
     from dmsoft.mirror.members import add as attach
     from dmsoft.mirror.members import free_label
 
     word = device if "=" in device and device[:1] not in ("/", ".") else f"{free_label(name)}={device}"
     (spec,) = secondaries([word], vias, mode, interval, journal_size, expects)
+    lines = attach(name, spec, force=force, dry_run=True)
     if not dry_run:
-        attach(name, spec, force=force, dry_run=True)
-        confirm(f"Everything on {spec.device} will be lost. Go on?", yes=yes)
-    lines = attach(name, spec, force=force, dry_run=dry_run)
+        with consent(devices_of([spec]), yes=yes):
+            lines = attach(name, spec, force=force)
     if as_json:
         emit({"name": name, "label": spec.label, "tables": lines})
     elif dry_run:

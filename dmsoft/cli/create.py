@@ -3,10 +3,10 @@
 
 import click
 
+from dmsoft.cli.consent import consent
 from dmsoft.cli.options import (
     SizeType,
     allow_discards_option,
-    confirm,
     dry_run_option,
     expect_option,
     force_option,
@@ -59,11 +59,10 @@ def create(
 
     specs = secondaries(words, vias, mode, interval, journal_size, expects)
     spec = MirrorSpec(name, primary, specs, mode, interval, block_size, metadata, force)
+    made = make(spec, dry_run=True)
     if not dry_run:
-        make(spec, dry_run=True)
-        devices = [primary, *(each.device for each in specs), *(each.cache for each in specs if each.cache)]
-        confirm(f"Everything on {', '.join(devices)} will be lost. Go on?", yes=yes)
-    made = make(spec, dry_run=dry_run)
+        with consent(spec.devices, yes=yes):
+            made = make(spec)
     if as_json:
         emit(made)
     elif dry_run:

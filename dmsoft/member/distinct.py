@@ -15,8 +15,9 @@ _UNIQUE_WWIDS: Final = ("naa.", "eui.", "nvme.", "uuid.")
 _HINT: Final = "Give each member a device of its own."
 
 
-def distinct(paths: Sequence[str], sysfs: Sysfs = HOST) -> list[BlockDevice]:
-    """The devices that ``paths`` name, in order, if no two are one device and none is part of another.
+def distinct(paths: Sequence[str], sysfs: Sysfs = HOST, *, beside: Sequence[BlockDevice] = ()) -> list[BlockDevice]:
+    """The devices that ``paths`` name, in order, if no two are one device and none is part of another, nor of one of
+    ``beside``.
 
     Raises `SameDeviceError`, also through other names, a partition and its disk, a device built on another, two
     paths to one drive and two loop devices of one file; `GateUnknownError` when what a device stands on cannot be
@@ -24,7 +25,8 @@ def distinct(paths: Sequence[str], sysfs: Sysfs = HOST) -> list[BlockDevice]:
     """
     devices = [block_device(path, sysfs) for path in paths]
     named = list(zip(paths, devices, strict=True))
-    for (path, device), (other_path, other) in itertools.combinations(named, 2):
+    known = [(device.path, device) for device in beside]
+    for (path, device), (other_path, other) in (*itertools.combinations(named, 2), *itertools.product(named, known)):
         if (why := overlap(device, other, sysfs)) is not None:
             raise SameDeviceError(f"{path} and {other_path} {why}.", hint=_HINT)
     return devices

@@ -151,7 +151,7 @@ def open_exclusive(
     device = block_device(path, sysfs)
     with ExitStack() as stack:
         with _doubt_is_no(path):
-            udev.wait(device)
+            known = udev.wait(device)
             _check_answers(path, device, purpose, sysfs)
             _check_use(path, device, own_uuid_prefix, sysfs)
             _check_writable(path, device, minimum_bytes)
@@ -159,6 +159,8 @@ def open_exclusive(
             claimed = stack.enter_context(claim(path, device, exclusive=exclusive))
             claimed.device = again = sysfs.by_number(*device.number)
             _check_use(path, again, own_uuid_prefix, sysfs)
+            if purpose == "new" and not known:  # its size alone would be its identity for good
+                raise GateUnknownError(f"udev has not finished with {path}.", hint="Try again (see udevadm settle).")
             if not exclusive and not _own_holders(again, own_uuid_prefix, sysfs):
                 raise GateUnknownError(f"{path} was let go while it was examined.", hint="Try again.")
             identity = identity_of(again, udev)

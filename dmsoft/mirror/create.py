@@ -75,6 +75,11 @@ class MirrorSpec:
     metadata: str | None = None
     force: bool = False
 
+    @property
+    def devices(self) -> list[str]:
+        """Every device that becomes a member."""
+        return [self.primary, *([self.metadata] if self.metadata else []), *devices_of(self.secondaries)]
+
 
 class Created(msgspec.Struct, frozen=True):
     """A mirror that `create` made, or would make: ``tables`` are the exact lines; ``untracked``: why nothing is
@@ -100,8 +105,7 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
     if spec.block_bytes is not None:
         _check_block_size(spec.block_bytes)
     _check_interval(spec.interval)
-    everything = [spec.primary, *([spec.metadata] if spec.metadata else []), *devices_of(spec.secondaries)]
-    distinct(everything)
+    distinct(spec.devices)
     require_targets(["era", "linear"])
     unfinished = _unfinished(spec)
     if unfinished is None:
@@ -116,7 +120,7 @@ def create(spec: MirrorSpec, *, dry_run: bool = False) -> Created:
             opened = {
                 path: stack.enter_context(
                     open_exclusive(path, purpose="new", force=spec.force, replaces=unfinished, own_uuid_prefix=own)
-                ) for path in everything
+                ) for path in spec.devices
             }  # fmt: skip
             headers = _headers(spec, mirror_uuid, opened)
             created = _preview(spec, headers, opened)

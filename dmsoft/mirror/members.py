@@ -38,7 +38,7 @@ def add(name: str, spec: SecondarySpec, *, force: bool = False, dry_run: bool = 
             raise UsageError(f"{name} already has a secondary {spec.label}.", hint="Choose another label.")
         if len(payload.members) >= MAX_SECONDARIES:
             raise UsageError(f"{name} has {MAX_SECONDARIES} secondaries, and that is the most there can be.")
-        distinct(devices_of([spec]))
+        distinct(devices_of([spec]), beside=[running.assembly.primary_device, *running.assembly.devices.values()])
         with contextlib.ExitStack() as undo:
             with contextlib.ExitStack() as stack:
                 opened = {

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 
 from dmsoft import __version__, cli
 from dmsoft.cli import VERBS, dmsoft, run
+from dmsoft.cli.consent import question
 from dmsoft.cli.options import DurationType, SizeType, secondaries
 from dmsoft.errors import BusyError, DeviceError, DmsoftError, UsageError
+from dmsoft.inventory.sysfs import BlockDevice
 from dmsoft.mirror.create import SecondarySpec
 from dmsoft.mirror.progress import Planned
 from dmsoft.report.output import emit
@@ -295,6 +297,17 @@ def test_without_a_terminal_a_yes_has_to_be_given(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UsageError, match="needs a yes") as caught:
         confirm("Sure?", yes=False)
     assert "--yes" in (caught.value.hint or "")
+
+
+def test_what_a_person_is_asked_about() -> None:
+    disk = BlockDevice("sdb", "/dev/sdb", 8, 16, 4 << 40, "disk", model="WDC WD40EFRX", serial="WD-1")
+    volume = BlockDevice("dm-3", "/dev/dm-3", 253, 3, 1 << 30, "dm", dm_name="vg-lv")
+    assert question(["/dev/disk/by-id/wd", "/dev/vg/lv"], [disk, volume]) == (
+        "Everything on these devices will be lost:\n"
+        "  /dev/disk/by-id/wd  4 TiB  WDC WD40EFRX  WD-1\n"
+        "  /dev/vg/lv          1 GiB  vg-lv\n"
+        "Go on?"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

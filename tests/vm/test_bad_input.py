@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dmsoft.cli import consent
 from dmsoft.member import header, prefix
 from dmsoft.units import KIB, MIB
 from tests.harness.guestkit import settle
-from tests.vm.rig import NAME, Rig, dmsoft, ok, ours, read, refused, sectors_written, sh, unchanged, write
+from tests.vm.rig import NAME, Rig, dmsoft, fingerprint, ok, ours, read, refused, sectors_written, sh, unchanged, write
 from tests.vm.test_gate import SIGNATURES
 
 pytest_plugins = ("tests.vm.rig",)
@@ -76,6 +77,45 @@ def test_one_device_in_two_places(loops: Loops, tmp_path: Path) -> None:
         ):
             for force in ((), ("--force",)):
                 assert "are the same device" in refused(4, *words, *force)
+
+
+def test_what_stands_on_a_mirror_is_no_part_of_it(rig: Rig) -> None:
+    rig.create(one=rig.disks["s0"])
+    sh("dmsetup", "create", "above", data=f"0 {16 * MIB // 512} linear {rig.top} 0\n".encode())
+    above, behind = "/dev/mapper/above", ("--mode", "write-behind", "--via")
+    with nothing_written(rig.primary, rig.disks["s1"]):
+        for words in ((f"two={above}",), (f"two={rig.disks['s1']}", *behind, f"writecache:{above}")):
+            assert "one is built on the other" in refused(4, "add", NAME, *words, "--yes", "--force")
+
+
+def test_the_yes_is_for_the_disks_that_were_shown(
+    rig: Rig, unplug: Callable[[str], None], replug: Callable[[str], None], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Whatever is plugged in, or has a name lead to it, before somebody answers: it is not written."""
+    link, other = tmp_path / "link", str(rig.disks["s1"])
+    link.symlink_to(rig.disks["s0"])
+    shown = os.path.realpath(rig.disks["s0"])
+
+    def moved() -> None:
+        link.unlink()
+        link.symlink_to(other)
+
+    def plugged() -> None:
+        for serial in ("s0", "s1"):
+            unplug(serial)
+        replug("s1")  # which gets the first name that is free
+
+    before = fingerprint(other)
+    for path, meanwhile, status in ((str(link), moved, 4), (shown, plugged, 5)):
+
+        def asked(question: str, *, yes: bool, path: str = path, then: Callable[[], None] = meanwhile) -> None:
+            assert path in question and "96 MiB" in question and "s0" in question and not yes
+            then()
+
+        monkeypatch.setattr(consent, "confirm", asked)
+        refused(status, "create", NAME, "--primary", rig.primary, "--secondary", path)
+        assert fingerprint(other) == before and not ours()
 
 
 def test_sizes_that_do_not_fit(loops: Loops) -> None:

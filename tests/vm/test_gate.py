@@ -15,6 +15,7 @@ import pytest
 from dmsoft.errors import DmsoftError, MetadataError, NotFoundError, RefusedError
 from dmsoft.inventory import signatures
 from dmsoft.inventory.sysfs import NotBlockError, block_device
+from dmsoft.inventory.udev import Udev
 from dmsoft.member import gate, header
 from dmsoft.member.disk import open_for_read
 from dmsoft.member.distinct import distinct
@@ -333,6 +334,12 @@ def test_unreadable_end(loops: MakeLoop) -> None:
         ):
             pass
         assert caught.value.code == "gate-unknown"
+
+
+def test_udev_that_has_not_looked_at_it(loops: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without its names a member's size would be all that it is known by."""
+    monkeypatch.setattr(Udev, "wait", lambda *_: False)
+    assert "udev has not finished" in refused(loops(), "gate-unknown")
 
 
 def test_suspended(loops: MakeLoop) -> None:
