@@ -17,7 +17,7 @@ _HINT: Final = "Give each member a device of its own."
 
 def distinct(paths: Sequence[str], sysfs: Sysfs = HOST, *, beside: Sequence[BlockDevice] = ()) -> list[BlockDevice]:
     """The devices that ``paths`` name, in order, if no two are one device and none is part of another, nor of one of
-    ``beside``.
+    ``beside``, which are members of their mirror already.
 
     Raises `SameDeviceError`, also through other names, a partition and its disk, a device built on another, two
     paths to one drive and two loop devices of one file; `GateUnknownError` when what a device stands on cannot be
@@ -25,7 +25,7 @@ def distinct(paths: Sequence[str], sysfs: Sysfs = HOST, *, beside: Sequence[Bloc
     """
     devices = [block_device(path, sysfs) for path in paths]
     named = list(zip(paths, devices, strict=True))
-    known = [(device.path, device) for device in beside]
+    known = [(f"{device.path}, a member of the mirror,", device) for device in beside]
     for (path, device), (other_path, other) in (*itertools.combinations(named, 2), *itertools.product(named, known)):
         if (why := overlap(device, other, sysfs)) is not None:
             raise SameDeviceError(f"{path} and {other_path} {why}.", hint=_HINT)

@@ -284,7 +284,7 @@ def test_names_and_members_that_are_taken(loops: Loops, rig: Rig) -> None:
         for words in (create(free, one), create(primary, two), create(free, two, options=("--metadata", one))):
             refused(4, words[0], "second", *words[2:], "--force")
         for path in (one, primary):
-            assert "held by" in refused(4, "add", NAME, f"again={path}", "--yes", "--force")
+            assert "of the mirror, are the same" in refused(4, "add", NAME, f"again={path}", "--yes", "--force")
         assert "already has" in refused(2, "add", NAME, f"one={two}", "--yes")
         refused(4, "add", NAME, f"small={free}", "--yes", "--journal-size", "20M")
         refused(5, "stale", NAME, "nobody")
