@@ -21,7 +21,7 @@ from dmsoft.era.errors import EraBusyError
 from dmsoft.errors import DeviceError, DmsoftError, MetadataError, NotFoundError
 from dmsoft.member import header
 from dmsoft.member.gate import GatedDevice, open_exclusive
-from dmsoft.member.refusal import GateUnknownError
+from dmsoft.member.refusal import GateHeldError, GateUnknownError
 from dmsoft.mirror import attach, canary, loss, tracker
 from dmsoft.mirror.barrier import DEADLINE_SECONDS, EraLostError
 from dmsoft.mirror.execute import discards_off, dismantle, ensure, require_no_discards
@@ -161,13 +161,14 @@ def zero_metadata(running: Running) -> None:
 
 def refused(running: Running) -> str | None:
     """Why the kernel may not write to the device of the metadata, None if it may: it is used for something else by now,
-    or is something else. Raises `GateUnknownError` for one that cannot be checked at the moment."""
+    or is something else. Raises `GateHeldError` and `GateUnknownError` for what may be over in a moment: to begin
+    tracking anew for it would cost a compare of every block."""
     if running.assembly.metadata is None:
         return None  # it is the primary, which passes the gate for its header
     try:
         with _gated(running):
             return None
-    except GateUnknownError:
+    except (GateHeldError, GateUnknownError):
         raise
     except DmsoftError as err:
         return err.message.rstrip(".")

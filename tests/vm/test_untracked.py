@@ -22,7 +22,22 @@ from dmsoft.mirror.sync import Request
 from dmsoft.mirror.wayout import TrackingLostError
 from dmsoft.resync.copy import CancelledError
 from dmsoft.units import KIB, MIB, Sectors
-from tests.vm.rig import NAME, Rig, Writer, crash, dmsoft, ok, ours, read, sh, suspended, table, unchanged, wait_until
+from tests.vm.rig import (
+    NAME,
+    Rig,
+    Writer,
+    crash,
+    dmsoft,
+    ok,
+    ours,
+    read,
+    refused,
+    sh,
+    suspended,
+    table,
+    unchanged,
+    wait_until,
+)
 
 pytest_plugins = ("tests.vm.rig",)
 
@@ -199,6 +214,12 @@ def test_an_unplugged_metadata_device(rig: Rig, unplug: Callable[[str], None], r
 def test_a_metadata_device_that_is_used_for_something_else(rig: Rig) -> None:
     """Nothing is written to it, though all that is ours is still there; given back, it is used again."""
     metadata = cut_metadata(rig)
+    ok("stop", NAME)
+    holder = os.open(metadata, os.O_RDONLY | os.O_EXCL)  # as a program may that looks at new disks: nothing is given up
+    assert "in use" in refused(4, "start", NAME) and not ours()
+    os.close(holder)
+    ok("start", NAME)
+    assert rig.resync()["kind"] == "none"
     ok("stop", NAME)
     sh("mkswap", metadata)
     with unchanged(metadata):
